@@ -1,0 +1,9 @@
+//! Istio YAML becomes diagnostics and an immutable [`snapshot::Snapshot`].
+//!
+//! ```text
+//! files ──source──▶ documents ──parse──▶ resources ──accept──▶ generation ──compile──▶ Snapshot
+//! ```
+//!
+//! This crate does no network I/O and, outside `source`, no file I/O. It knows neither Pingora nor tokio nor TLS.
+
+pub mod snapshot;

@@ -1,1 +1,11 @@
-//! placeholder
+//! Fairlead's data plane: listeners, HTTP, forwarding, telemetry, reload and the command line.
+
+pub mod drain;
+pub mod http;
+pub mod request;
+pub mod response;
+pub mod state;
+pub mod stream;
+pub mod telemetry;
+pub mod upstream;
+pub mod worker;

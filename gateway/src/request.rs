@@ -1,0 +1,190 @@
+//! What is known of one request, grouped by phase and filled once. Header format strings and the access log read it.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use config::snapshot::host::VirtualHost;
+use config::snapshot::route::Route;
+
+use crate::http::headers::Headers;
+use crate::response::Flags;
+use crate::upstream::cluster::{Address, Cluster};
+
+/// What is known of a downstream connection.
+#[derive(Debug)]
+pub struct ConnectionFacts {
+    /// Counts the connections of this process, downstream and upstream together.
+    pub id: u64,
+    /// The address the client connected to; `None` on unix sockets.
+    pub local: Option<SocketAddr>,
+    /// The address of the peer; `None` on unix sockets.
+    pub remote: Option<SocketAddr>,
+    /// Port of the server as the Gateway says.
+    pub port: u16,
+    /// TLS is terminated on this connection.
+    pub tls: bool,
+    /// SNI, if there was one.
+    pub server_name: Option<Arc<str>>,
+}
+
+/// HTTP version spoken with the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the variants are the versions")]
+pub enum Protocol {
+    Http10,
+    Http11,
+    Http2,
+}
+
+impl Protocol {
+    /// As the access log prints it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http10 => "HTTP/1.0",
+            Self::Http11 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+        }
+    }
+}
+
+/// The request line or pseudo headers and the header lines, as they stand at the moment: normalised, then with our own
+/// headers, then rewritten.
+#[derive(Debug, Clone, Default)]
+pub struct RequestHead {
+    /// As received.
+    pub method: Bytes,
+    /// Path with query, normalised, later rewritten. Always valid UTF-8 (visible ASCII).
+    pub path: PathAndQuery,
+    /// Host header or `:authority`.
+    pub authority: Bytes,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// Header lines with lower-case names, in wire order, without `host`.
+    pub headers: Headers,
+}
+
+/// A request target in origin form.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PathAndQuery {
+    text: Bytes,
+    /// Index of `?`, or the length.
+    query: usize,
+}
+
+impl PathAndQuery {
+    /// Splits `text` at its first `?`. Bytes that are no UTF-8 make an empty path.
+    pub fn new(text: Bytes) -> Self {
+        let text = if std::str::from_utf8(&text).is_ok() { text } else { Bytes::new() };
+        let query = text.iter().position(|&byte| byte == b'?').unwrap_or(text.len());
+        Self { text, query }
+    }
+
+    /// Path and query.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.text).unwrap_or_default()
+    }
+
+    /// The path alone.
+    pub fn path(&self) -> &str {
+        std::str::from_utf8(&self.text[..self.query]).unwrap_or_default()
+    }
+
+    /// The query without `?`; `None` without `?`.
+    pub fn query(&self) -> Option<&str> {
+        self.text.get(self.query + 1..).and_then(|query| std::str::from_utf8(query).ok())
+    }
+
+    /// The bytes of path and query.
+    pub fn as_bytes(&self) -> &Bytes {
+        &self.text
+    }
+}
+
+/// Everything about one request that logs, metrics and header formats may ask for.
+#[derive(Debug)]
+pub struct Facts {
+    /// The connection it came on.
+    pub connection: Rc<ConnectionFacts>,
+    /// Version the client speaks.
+    pub protocol: Protocol,
+    /// Wall clock at the first byte.
+    pub started_at: SystemTime,
+    /// Monotonic clock at the first byte.
+    pub started: Instant,
+    /// The client after trusted proxies; port 0 when it comes from `x-forwarded-for`.
+    pub client: Option<SocketAddr>,
+    /// `None` when the request could not be parsed.
+    pub request: Option<RequestHead>,
+    /// Path before a rewrite, if there was one.
+    pub original_path: Option<PathAndQuery>,
+    /// The virtual host that was found.
+    pub virtual_host: Option<Arc<VirtualHost>>,
+    /// The route that was chosen.
+    pub route: Option<Arc<Route>>,
+    /// The cluster that was chosen, even if a filter answered.
+    pub cluster: Option<Arc<Cluster>>,
+    /// The endpoint of the last try.
+    pub upstream_host: Option<Address>,
+    /// Our address towards it; `None` if the connect failed.
+    pub upstream_local: Option<SocketAddr>,
+    /// Tries so far.
+    pub attempts: u32,
+    /// Transport error of the last try's failed connect, blanks as `_`.
+    pub transport_failure: Option<Cow<'static, str>>,
+    /// Status sent, 0 if none.
+    pub status: u16,
+    /// Response header lines as sent.
+    pub response_headers: Headers,
+    /// Response trailers as sent (HTTP/2).
+    pub response_trailers: Headers,
+    /// Response flags in the order they were set.
+    pub flags: Flags,
+    /// Response code details; empty if none.
+    pub details: Cow<'static, str>,
+    /// Request body bytes.
+    pub bytes_received: u64,
+    /// Response body bytes.
+    pub bytes_sent: u64,
+    /// When the last request byte arrived.
+    pub request_complete: Option<Instant>,
+    /// When the first byte of the upstream's response arrived.
+    pub response_started: Option<Instant>,
+    /// The request's content type is gRPC.
+    pub grpc: bool,
+}
+
+impl Facts {
+    /// What is known at the first byte of a request.
+    pub fn new(connection: Rc<ConnectionFacts>, protocol: Protocol) -> Self {
+        Self {
+            client: connection.remote,
+            connection,
+            protocol,
+            started_at: SystemTime::now(),
+            started: Instant::now(),
+            request: None,
+            original_path: None,
+            virtual_host: None,
+            route: None,
+            cluster: None,
+            upstream_host: None,
+            upstream_local: None,
+            attempts: 0,
+            transport_failure: None,
+            status: 0,
+            response_headers: Headers::default(),
+            response_trailers: Headers::default(),
+            flags: Flags::default(),
+            details: Cow::Borrowed(""),
+            bytes_received: 0,
+            bytes_sent: 0,
+            request_complete: None,
+            response_started: None,
+            grpc: false,
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What the data plane serves: one [`State`], swapped as a whole.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use config::snapshot::Snapshot;
+use config::snapshot::cluster::ClusterName;
+use config::snapshot::listener::{Bind, Listener};
+
+use crate::upstream::cluster::Cluster;
+
+/// A snapshot with the runtime clusters that serve it. A request pins the `Arc` it began with.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Counts swaps; 0 is the empty state before the first load.
+    pub generation: u64,
+    /// The compiled configuration.
+    pub snapshot: Arc<Snapshot>,
+    /// Listeners of the snapshot by their key.
+    pub listeners: AHashMap<ListenerKey, Arc<Listener>>,
+    /// Runtime clusters, one for each of the snapshot's.
+    pub clusters: AHashMap<ClusterName, Arc<Cluster>>,
+}
+
+/// What identifies a listener across reloads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerKey {
+    /// Bind address.
+    pub bind: Bind,
+    /// Port as the Gateway says; 0 for unix sockets.
+    pub port: u16,
+}
+
+impl State {
+    /// The state for `snapshot`, which takes over from `previous` every cluster that did not change, with its
+    /// connections, counters and resolved addresses.
+    pub fn build(snapshot: Arc<Snapshot>, previous: &Self) -> Self {
+        let listeners = snapshot
+            .listeners
+            .iter()
+            .map(|listener| (ListenerKey { bind: listener.bind.clone(), port: listener.port }, Arc::clone(listener)))
+            .collect();
+        let clusters = snapshot
+            .clusters
+            .iter()
+            .map(|(name, config)| {
+                let cluster = match previous.clusters.get(name) {
+                    Some(cluster) if Arc::ptr_eq(&cluster.config, config) => Arc::clone(cluster),
+                    Some(cluster) => Arc::new(cluster.reconfigured(Arc::clone(config))),
+                    None => Arc::new(Cluster::new(Arc::clone(config))),
+                };
+                (name.clone(), cluster)
+            })
+            .collect();
+        Self { generation: previous.generation + 1, snapshot, listeners, clusters }
+    }
+}

@@ -1,0 +1,3 @@
+//! Clusters at run time: endpoints, limits, connection pools.
+
+pub mod cluster;

@@ -1,6 +1,7 @@
 //! Fairlead's data plane: listeners, HTTP, forwarding, telemetry, reload and the command line.
 
 pub mod drain;
+pub mod echo;
 pub mod http;
 pub mod request;
 pub mod response;

@@ -33,7 +33,8 @@ async fn get(address: SocketAddr, target: &str) -> io::Result<String> {
 #[tokio::test]
 async fn answer_says_what_arrived() {
     let address = start().await;
-    let request = "POST /x?q=1 HTTP/1.1\r\nhost: a.test\r\nb: 1\r\na: 2\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello";
+    let request =
+        "POST /x?q=1 HTTP/1.1\r\nhost: a.test\r\nb: 1\r\na: 2\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello";
     let answer = exchange(address, request).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
@@ -58,7 +59,10 @@ async fn controls_shape_the_answer() {
         ("/?header=x-a:b%20c", "\r\nx-a: b c\r\n"),
         ("/?size=40k", "\r\ncontent-length: 40960\r\n"),
         ("/?chunks=2&interval=1ms", "8\r\nchunk 1\n\r\n8\r\nchunk 2\n\r\n0\r\n\r\n"),
-        ("/?informational=103", "HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\n"),
+        (
+            "/?informational=103",
+            "HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\n",
+        ),
         ("/?delay=soon", "delay: can't use \"soon\", expected a duration, such as 250ms or 2s\n"),
     ];
     for (target, expected) in rows {

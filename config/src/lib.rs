@@ -6,4 +6,7 @@
 //!
 //! This crate does no network I/O and, outside `source`, no file I/O. It knows neither Pingora nor tokio nor TLS.
 
+pub mod diagnostic;
+pub mod resource;
 pub mod snapshot;
+pub mod source;

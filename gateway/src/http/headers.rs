@@ -114,4 +114,13 @@ impl HeaderLines for Headers {
     fn any_line(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         self.0.iter().any(|line| line.name == name.as_bytes() && test(&line.value))
     }
+
+    fn each_line(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        for line in &self.0 {
+            // A name that is no UTF-8 is no name that a route could ask for.
+            if let Ok(name) = std::str::from_utf8(&line.name) {
+                visit(name, &line.value);
+            }
+        }
+    }
 }

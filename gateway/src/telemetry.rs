@@ -1,5 +1,7 @@
 //! What operators see of requests: metrics and the access log.
 
+pub mod format;
+
 use crate::request::Facts;
 use crate::state::State;
 

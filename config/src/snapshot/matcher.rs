@@ -37,7 +37,7 @@ impl Pattern {
         // need Unicode mode.
         let (hir, unicode) = match parse(text, false) {
             Ok(hir) => (hir, false),
-            Err(_) => (parse(text, true).map_err(|error| regex::Error::Syntax(error.to_string()))?, true),
+            Err(_) => (parse(text, true)?, true),
         };
         let regex = regex::bytes::RegexBuilder::new(&anchored(text)).unicode(unicode).build()?;
         Ok(Self { text: text.to_owned(), regex, unicode, literals: literals(&hir) })
@@ -69,8 +69,9 @@ fn anchored(text: &str) -> String {
 }
 
 /// The text is parsed alone first, so that `a)|(?:b` can't break out of the anchors.
-fn parse(text: &str, unicode: bool) -> Result<Hir, regex_syntax::Error> {
-    ParserBuilder::new().unicode(unicode).utf8(false).build().parse(text)
+fn parse(text: &str, unicode: bool) -> Result<Hir, regex::Error> {
+    let hir = ParserBuilder::new().unicode(unicode).utf8(false).build().parse(text);
+    hir.map_err(|error| regex::Error::Syntax(error.to_string()))
 }
 
 /// The more telling of a pattern's prefixes and suffixes.

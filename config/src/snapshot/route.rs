@@ -205,6 +205,7 @@ pub struct ClaimMatch {
 
 /// What a route does.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all actions forward")]
 pub enum Action {
     /// Send the request to a cluster.
     Forward(Forward),

@@ -20,6 +20,13 @@ struct Node {
     target: Option<Target>,
 }
 
+/// A node to be made out of keys that agree in their first `depth` bytes.
+struct Open<'k> {
+    index: usize,
+    keys: &'k [(&'k [u8], Target)],
+    depth: usize,
+}
+
 impl Trie {
     /// Builds from distinct keys in byte order.
     pub(super) fn new(keys: &[(&[u8], Target)]) -> Self {
@@ -29,9 +36,9 @@ impl Trie {
         }
         trie.reserve_node(0);
         // A stack, not recursion: `/a`, `/aa`, `/aaa` ... may go deep.
-        let mut open = vec![(0, keys, 0)];
-        while let Some((index, keys, depth)) = open.pop() {
-            trie.fill(index, keys, depth, &mut open);
+        let mut open = vec![Open { index: 0, keys, depth: 0 }];
+        while let Some(next) = open.pop() {
+            trie.fill(next, &mut open);
         }
         trie.labels.shrink_to_fit();
         trie
@@ -42,14 +49,8 @@ impl Trie {
         self.firsts.push(first);
     }
 
-    /// Makes node `index` out of `keys`, which agree in their first `depth` bytes, and leaves its children to `open`.
-    fn fill<'k>(
-        &mut self,
-        index: usize,
-        keys: &'k [(&'k [u8], Target)],
-        depth: usize,
-        open: &mut Vec<(usize, &'k [(&'k [u8], Target)], usize)>,
-    ) {
+    /// Makes a node and leaves its children to `open`.
+    fn fill<'k>(&mut self, Open { index, keys, depth }: Open<'k>, open: &mut Vec<Open<'k>>) {
         let (first, last) = (keys[0].0, keys[keys.len() - 1].0);
         let shared = first[depth..].iter().zip(&last[depth..]).take_while(|(a, b)| a == b).count();
         let end = depth + shared;
@@ -60,7 +61,7 @@ impl Trie {
         while let Some((key, _)) = keys.first() {
             let byte = key[end];
             let (same, others) = keys.split_at(keys.partition_point(|(key, _)| key[end] == byte));
-            open.push((self.nodes.len(), same, end));
+            open.push(Open { index: self.nodes.len(), keys: same, depth: end });
             self.reserve_node(byte);
             keys = others;
         }

@@ -96,7 +96,10 @@ fn untruncated(command: &Command, facts: &Facts, moment: Moment, out: &mut Vec<u
         Command::EmitTime(format) => time(SystemTime::now(), format.as_deref(), out),
         Command::RouteName => text(facts.route.as_ref().map(|route| &*route.name).filter(|name| !name.is_empty()), out),
         Command::VirtualHostName => text(facts.virtual_host.as_ref().map(|host| host.name.as_str()), out),
-        Command::UpstreamCluster => text(facts.cluster.as_ref().map(|cluster| cluster.config.name.as_str()), out),
+        Command::UpstreamCluster => {
+            display(facts.cluster.as_ref().map(|cluster| format!("{};", cluster.config.name)).as_ref(), out)
+        }
+        Command::UpstreamClusterRaw => display(facts.cluster.as_ref().map(|cluster| &cluster.config.name), out),
         Command::UpstreamHost => display(facts.upstream_host.as_ref(), out),
         Command::UpstreamLocalAddress => address(facts.upstream_local, out),
         Command::UpstreamRequestAttemptCount => number(Some(facts.attempts), out),

@@ -1,17 +1,40 @@
 //! What operators see of requests: metrics and the access log.
 
+pub mod access_log;
 pub mod format;
+pub mod metrics;
 
 use crate::request::Facts;
 use crate::state::State;
+use access_log::AccessLogger;
+use metrics::{Metrics, Page, Source};
 
 /// The instruments of the gateway.
 #[derive(Debug, Default)]
-pub struct Telemetry {}
+pub struct Telemetry {
+    /// Counters and histograms.
+    pub metrics: Metrics,
+    /// Where lines go.
+    pub access_log: AccessLogger,
+}
 
 impl Telemetry {
+    /// Instruments that name this gateway `source`.
+    pub fn new(source: &Source, access_log: AccessLogger) -> Self {
+        Self { metrics: Metrics::new(source), access_log }
+    }
+
     /// Counts a finished request and writes its access log line. `state` is the one that the request was served with.
     pub fn record(&self, state: &State, facts: &Facts) {
-        let _ = (state, facts);
+        self.metrics.requests.record(facts);
+        self.access_log.write(state.snapshot.mesh.access_log.as_ref(), facts);
+    }
+
+    /// Everything that is counted, in Prometheus' text format.
+    pub fn expose(&self) -> String {
+        let mut page = Page::default();
+        self.metrics.expose(&mut page);
+        page.counter("fairlead_access_log_lines_dropped_total", &[], self.access_log.dropped());
+        page.finish()
     }
 }

@@ -34,6 +34,11 @@ impl Drain {
         self.0.phase.load(Ordering::Relaxed) >= DRAINING
     }
 
+    /// Whether connections must close at once.
+    pub fn is_closing(&self) -> bool {
+        self.0.phase.load(Ordering::Relaxed) >= CLOSING
+    }
+
     /// Completes when the drain starts; at once if it has.
     pub async fn draining(&self) {
         self.reached(DRAINING).await;

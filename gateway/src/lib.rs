@@ -3,8 +3,10 @@
 pub mod drain;
 pub mod echo;
 pub mod http;
+pub mod listener;
 pub mod request;
 pub mod response;
+pub mod server;
 pub mod state;
 pub mod stream;
 pub mod telemetry;

@@ -1,0 +1,5 @@
+//! Documents become resources.
+
+mod decode;
+mod duration;
+pub(crate) mod tree;

@@ -1,0 +1,576 @@
+//! Name resolution for clusters whose endpoints are names.
+//!
+//! One task owns all names: a name that several clusters share is asked for once, every name by its own clock, and
+//! clusters get new endpoints as answers come. Requests never wait for any of it.
+//!
+//! Source: `reference/networking.md` §6.2.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use ahash::{AHashMap, AHashSet};
+use config::snapshot::cluster::{DnsEndpoint, Endpoints};
+use futures::FutureExt;
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::RecordType;
+use hickory_resolver::{Hosts, TokioResolver};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::cluster::{Address, Cluster, Endpoint};
+use crate::state::State;
+use crate::worker::Gateway;
+
+/// Queries under way at once. Source: Istio's `PILOT_DNS_CARES_UDP_MAX_QUERIES`.
+const MAX_QUERIES: usize = 100;
+
+/// Addresses of one name that are used.
+const MAX_ADDRESSES: usize = 1_000;
+
+/// Time for one name, search domains and second tries included.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A shorter time to live would only hammer the server.
+const MIN_TTL: Duration = Duration::from_secs(1);
+
+/// Added at random to every wait, so that names don't stay in step. Source: Istio's `PILOT_DNS_JITTER_DURATION`.
+const JITTER: Duration = Duration::from_millis(100);
+
+/// What a name server said about a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Its addresses, in the server's order, and how long they hold; zero if the server doesn't say.
+    Addresses(Vec<IpAddr>, Duration),
+    /// It doesn't exist, or has no address.
+    Absent,
+    /// No answer, or one that says nothing about the name.
+    Failed,
+}
+
+/// Asks for addresses.
+pub trait Lookup: Send + Sync + 'static {
+    /// The addresses of `name`.
+    fn lookup(&self, name: &str) -> impl Future<Output = Answer> + Send;
+}
+
+/// Keeps the endpoints of the clusters of every state in `states` up to date, until the sender is gone.
+pub async fn resolve(gateway: Arc<Gateway>, mut states: watch::Receiver<Arc<State>>, lookup: impl Lookup) {
+    let lookup = Arc::new(lookup);
+    let mut names = Names { gateway, refresh: Duration::ZERO, names: AHashMap::new(), due: BTreeSet::new() };
+    names.follow(&states.borrow_and_update().clone());
+    let mut queries: JoinSet<(Arc<str>, Answer)> = JoinSet::new();
+    loop {
+        let now = Instant::now();
+        while queries.len() < MAX_QUERIES
+            && let Some(name) = names.take_due(now)
+        {
+            let lookup = Arc::clone(&lookup);
+            queries.spawn(async move {
+                let query = tokio::time::timeout(QUERY_TIMEOUT, lookup.lookup(&name));
+                // A name whose query panics is asked again like any that fails.
+                let answer = AssertUnwindSafe(query).catch_unwind().await;
+                let answer = answer.ok().and_then(Result::ok).unwrap_or(Answer::Failed);
+                (name, answer)
+            });
+        }
+        // With all queries busy the next one starts when one ends.
+        let next = if queries.len() < MAX_QUERIES { names.next_due() } else { None };
+        tokio::select! {
+            changed = states.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                names.follow(&states.borrow_and_update().clone());
+            }
+            Some(result) = queries.join_next(), if !queries.is_empty() => {
+                if let Ok((name, answer)) = result {
+                    names.answered(&name, answer);
+                }
+            }
+            () = sleep_until(next) => {}
+        }
+    }
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// All names that the state of the moment asks for.
+struct Names {
+    gateway: Arc<Gateway>,
+    /// `dnsRefreshRate`.
+    refresh: Duration,
+    names: AHashMap<Arc<str>, Name>,
+    /// When each name is asked again, in the order of time. A name with a query under way isn't here.
+    due: BTreeSet<(Instant, Arc<str>)>,
+}
+
+#[derive(Default)]
+struct Name {
+    /// `None` before the first answer or failure.
+    addresses: Option<Vec<IpAddr>>,
+    clusters: Vec<Arc<Cluster>>,
+}
+
+impl Names {
+    /// Takes the names of `state`, forgets those that it has no more, and gives its clusters what is known.
+    fn follow(&mut self, state: &State) {
+        self.refresh = state.snapshot.mesh.dns_refresh;
+        for name in self.names.values_mut() {
+            name.clusters.clear();
+        }
+        let now = Instant::now();
+        let mut resolved = Vec::new();
+        for cluster in state.clusters.values() {
+            let endpoints = dns_endpoints(cluster);
+            let mut hosts: AHashSet<&Arc<str>> = AHashSet::new();
+            for endpoint in endpoints {
+                if endpoint.host.parse::<IpAddr>().is_err() && hosts.insert(&endpoint.host) {
+                    let name = self.names.entry(Arc::clone(&endpoint.host)).or_insert_with(|| {
+                        self.due.insert((now, Arc::clone(&endpoint.host)));
+                        Name::default()
+                    });
+                    name.clusters.push(Arc::clone(cluster));
+                }
+            }
+            if !hosts.is_empty() {
+                resolved.push(Arc::clone(cluster));
+            }
+        }
+        self.names.retain(|_, name| !name.clusters.is_empty());
+        self.due.retain(|(_, name)| self.names.contains_key(name));
+        for cluster in &resolved {
+            self.publish(cluster);
+        }
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<Arc<str>> {
+        if self.next_due()? > now {
+            return None;
+        }
+        self.due.pop_first().map(|(_, name)| name)
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    fn answered(&mut self, key: &Arc<str>, answer: Answer) {
+        let counts = &self.gateway.telemetry.metrics.resolutions;
+        let Some(name) = self.names.get_mut(key) else { return };
+        let key_text = &**key;
+        let wait = match answer {
+            Answer::Addresses(mut addresses, ttl) => {
+                counts.resolved.fetch_add(1, Ordering::Relaxed);
+                addresses.truncate(MAX_ADDRESSES);
+                debug!(name = key_text, ?addresses, ?ttl, "resolved");
+                name.addresses = Some(addresses);
+                if ttl.is_zero() { self.refresh } else { ttl.max(MIN_TTL) }
+            }
+            Answer::Absent => {
+                counts.absent.fetch_add(1, Ordering::Relaxed);
+                if name.addresses.as_ref().is_none_or(|addresses| !addresses.is_empty()) {
+                    warn!(name = key_text, "the name has no address");
+                }
+                name.addresses = Some(Vec::new());
+                self.refresh
+            }
+            Answer::Failed => {
+                counts.failed.fetch_add(1, Ordering::Relaxed);
+                // Good addresses are better than none.
+                name.addresses.get_or_insert_default();
+                self.refresh
+            }
+        };
+        self.due.insert((Instant::now() + wait + JITTER.mul_f64(rand::random()), Arc::clone(key)));
+        let clusters = name.clusters.clone();
+        for cluster in &clusters {
+            self.publish(cluster);
+        }
+    }
+
+    /// Gives `cluster` the endpoints that follow from the answers so far. One answered name is enough to be ready.
+    fn publish(&self, cluster: &Cluster) {
+        let answered = dns_endpoints(cluster).iter().filter_map(|endpoint| {
+            let addresses = match endpoint.host.parse() {
+                Ok(literal) => vec![literal],
+                Err(_) => self.names.get(&endpoint.host)?.addresses.clone()?,
+            };
+            Some((endpoint, addresses))
+        });
+        let answered: Vec<(&DnsEndpoint, Vec<IpAddr>)> = answered.collect();
+        if answered.is_empty() {
+            return;
+        }
+        let count = if matches!(cluster.config.endpoints, Endpoints::LogicalDns(_)) { 1 } else { usize::MAX };
+        let endpoints = answered.into_iter().flat_map(|(endpoint, addresses)| {
+            addresses.into_iter().take(count).map(|ip| Endpoint {
+                address: Address::Ip(SocketAddr::new(ip, endpoint.port)),
+                weight: endpoint.weight.max(1),
+            })
+        });
+        cluster.set_endpoints(endpoints.collect());
+    }
+}
+
+fn dns_endpoints(cluster: &Cluster) -> &[DnsEndpoint] {
+    match &cluster.config.endpoints {
+        Endpoints::Static(_) => &[],
+        Endpoints::StrictDns(endpoints) => endpoints,
+        Endpoints::LogicalDns(endpoint) => std::slice::from_ref(endpoint),
+    }
+}
+
+/// Resolves as `/etc/hosts` and `/etc/resolv.conf` say, and follows their changes.
+#[derive(Debug)]
+pub struct SystemLookup {
+    record: RecordType,
+    current: Mutex<Option<Arc<Sources>>>,
+}
+
+#[derive(Debug)]
+struct Sources {
+    /// When the files were changed last.
+    modified: [Option<SystemTime>; 2],
+    hosts: Hosts,
+    resolver: TokioResolver,
+}
+
+const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+
+impl Default for SystemLookup {
+    fn default() -> Self {
+        Self { record: if is_ipv6_only() { RecordType::AAAA } else { RecordType::A }, current: Mutex::default() }
+    }
+}
+
+impl SystemLookup {
+    fn sources(&self) -> Result<Arc<Sources>, NetError> {
+        let modified = FILES.map(|file| fs::metadata(file).and_then(|metadata| metadata.modified()).ok());
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*current {
+            Some(sources) if sources.modified == modified => Ok(Arc::clone(sources)),
+            _ => {
+                let hosts = Hosts::from_system().unwrap_or_default();
+                let sources = Arc::new(Sources { modified, hosts, resolver: resolver(None)? });
+                *current = Some(Arc::clone(&sources));
+                Ok(sources)
+            }
+        }
+    }
+}
+
+impl Lookup for SystemLookup {
+    async fn lookup(&self, name: &str) -> Answer {
+        let sources = match self.sources() {
+            Ok(sources) => sources,
+            Err(error) => {
+                warn!(%error, "can't resolve names");
+                return Answer::Failed;
+            }
+        };
+        if let Some(addresses) = in_hosts(&sources.hosts, name, self.record) {
+            // Files have no time to live.
+            return Answer::Addresses(addresses, Duration::ZERO);
+        }
+        query(&sources.resolver, name, self.record).await
+    }
+}
+
+fn in_hosts(hosts: &Hosts, name: &str, record: RecordType) -> Option<Vec<IpAddr>> {
+    let query = hickory_resolver::proto::op::Query::query(name.parse().ok()?, record);
+    let lookup = hosts.lookup_static_host(&query)?;
+    Some(lookup.answers().iter().filter_map(|record| record.data.ip_addr()).collect())
+}
+
+/// A resolver for `servers`, or for those of `/etc/resolv.conf`. It keeps no answers; [`Names`] does.
+fn resolver(servers: Option<ResolverConfig>) -> Result<TokioResolver, NetError> {
+    let provider = TokioRuntimeProvider::default();
+    let mut builder = match servers {
+        Some(servers) => TokioResolver::builder_with_config(servers, provider),
+        None => TokioResolver::builder(provider).unwrap_or_else(|error| {
+            // As the C library does without a name server in the file, or without the file.
+            debug!(%error, "no name server configured, asking 127.0.0.1");
+            let local = NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into());
+            TokioResolver::builder_with_config(
+                ResolverConfig::from_parts(None, Vec::new(), vec![local]),
+                TokioRuntimeProvider::default(),
+            )
+        }),
+    };
+    builder.options_mut().cache_size = 0;
+    builder.options_mut().use_hosts_file = ResolveHosts::Never;
+    builder.build()
+}
+
+async fn query(resolver: &TokioResolver, name: &str, record: RecordType) -> Answer {
+    match resolver.lookup(name, record).await {
+        Ok(lookup) => {
+            let addresses: Vec<IpAddr> = lookup.answers().iter().filter_map(|record| record.data.ip_addr()).collect();
+            if addresses.is_empty() {
+                return Answer::Absent;
+            }
+            let ttl = lookup.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
+            Answer::Addresses(addresses, Duration::from_secs(ttl.into()))
+        }
+        Err(NetError::Dns(DnsError::NoRecordsFound(none)))
+            if matches!(none.response_code, ResponseCode::NXDomain | ResponseCode::NoError) =>
+        {
+            Answer::Absent
+        }
+        Err(NetError::Dns(DnsError::ResponseCode(ResponseCode::NXDomain))) => Answer::Absent,
+        Err(error) => {
+            warn!(name, %error, "can't resolve a name");
+            Answer::Failed
+        }
+    }
+}
+
+/// Whether this machine reaches others by IPv6 alone; the pod's own address decides where there is one.
+fn is_ipv6_only() -> bool {
+    if let Some(own) = std::env::var("INSTANCE_IP").ok().and_then(|ip| ip.parse::<IpAddr>().ok()) {
+        return own.is_ipv6();
+    }
+    // Connecting a datagram socket sends nothing; it only asks for a route.
+    let has_route = |from: IpAddr, to: IpAddr| -> io::Result<()> { UdpSocket::bind((from, 0))?.connect((to, 53)) };
+    let v4 = has_route(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into());
+    let v6 = has_route(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
+    v4.is_err() && v6.is_ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::collections::VecDeque;
+
+    use config::snapshot::Snapshot;
+    use config::snapshot::cluster as snapshot;
+    use config::snapshot::cluster::{ClusterName, Limits, ServiceIdentity, UpstreamProtocol};
+    use hickory_resolver::config::{ConnectionConfig, ProtocolConfig};
+
+    use super::*;
+    use crate::telemetry::Telemetry;
+
+    const ONE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    const TWO: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+
+    /// Answers from a list, and says who asked when.
+    #[derive(Clone, Default)]
+    struct Script {
+        answers: Arc<Mutex<VecDeque<Answer>>>,
+        asked: Arc<Mutex<Vec<(String, Duration)>>>,
+        start: Option<Instant>,
+    }
+
+    impl Script {
+        fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
+            let answers = Arc::new(Mutex::new(answers.into_iter().collect()));
+            Self { answers, asked: Arc::default(), start: Some(Instant::now()) }
+        }
+
+        fn asked(&self) -> Vec<(String, Duration)> {
+            self.asked.lock().unwrap().clone()
+        }
+    }
+
+    impl Lookup for Script {
+        async fn lookup(&self, name: &str) -> Answer {
+            let time = self.start.map(|start| start.elapsed()).unwrap_or_default();
+            self.asked.lock().unwrap().push((name.to_owned(), time));
+            let answer = self.answers.lock().unwrap().pop_front();
+            match answer {
+                Some(answer) => answer,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn cluster(name: &str, endpoints: Endpoints) -> Arc<snapshot::Cluster> {
+        Arc::new(snapshot::Cluster {
+            name: ClusterName::outbound(80, "", name),
+            service: Arc::new(ServiceIdentity { host: name.into(), name: name.into(), namespace: "shop".into() }),
+            port: 80,
+            subset: String::new(),
+            endpoints,
+            protocol: UpstreamProtocol::Http1,
+            connect_timeout: Duration::from_secs(10),
+            limits: Limits::default(),
+            refused: None,
+        })
+    }
+
+    fn names(hosts: &[&str]) -> Endpoints {
+        Endpoints::StrictDns(hosts.iter().map(|host| name(host)).collect())
+    }
+
+    fn name(host: &str) -> DnsEndpoint {
+        DnsEndpoint { host: host.into(), port: 80, weight: 1 }
+    }
+
+    fn state(clusters: &[Arc<snapshot::Cluster>], previous: &State) -> Arc<State> {
+        let clusters = clusters.iter().map(|cluster| (cluster.name.clone(), Arc::clone(cluster))).collect();
+        Arc::new(State::build(Arc::new(Snapshot { clusters, ..Snapshot::default() }), previous))
+    }
+
+    fn addresses(state: &State, name: &str) -> Option<Vec<String>> {
+        let cluster = &state.clusters[&ClusterName::outbound(80, "", name)];
+        let endpoints = cluster.endpoints();
+        endpoints.ready.then(|| endpoints.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect())
+    }
+
+    fn start(state: &Arc<State>, script: &Script) -> watch::Sender<Arc<State>> {
+        let (sender, receiver) = watch::channel(Arc::clone(state));
+        let gateway = Arc::new(Gateway::new(Telemetry::default()));
+        tokio::spawn(resolve(gateway, receiver, script.clone()));
+        sender
+    }
+
+    /// Lets the clock run; it is paused, so this takes no time.
+    async fn pass(seconds: f64) {
+        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    }
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_hold_for_their_time_to_live() {
+        let script =
+            Script::new([Answer::Addresses(vec![ONE, TWO], seconds(5)), Answer::Addresses(vec![TWO], seconds(300))]);
+        let state = state(&[cluster("a", names(&["a.example"]))], &State::default());
+        assert_eq!(addresses(&state, "a"), None, "not ready before the first answer");
+        let _sender = start(&state, &script);
+        pass(1.0).await;
+        assert_eq!(addresses(&state, "a").unwrap(), ["192.0.2.1:80", "192.0.2.2:80"]);
+        pass(5.0).await;
+        assert_eq!(addresses(&state, "a").unwrap(), ["192.0.2.2:80"]);
+        let asked = script.asked();
+        assert_eq!(asked.len(), 2);
+        assert!(asked[1].1 >= seconds(5) && asked[1].1 <= seconds(5) + JITTER * 2, "{asked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_keep_addresses_and_nxdomain_drops_them() {
+        let script = Script::new([
+            Answer::Addresses(vec![ONE], seconds(5)),
+            Answer::Failed,
+            Answer::Absent,
+            Answer::Addresses(vec![TWO], seconds(5)),
+        ]);
+        let state = state(&[cluster("a", names(&["a.example"]))], &State::default());
+        let _sender = start(&state, &script);
+        pass(6.0).await;
+        assert_eq!(script.asked().len(), 2);
+        assert_eq!(addresses(&state, "a").unwrap(), ["192.0.2.1:80"], "kept over a failure");
+        pass(60.5).await;
+        assert_eq!(script.asked().len(), 3);
+        assert_eq!(addresses(&state, "a").unwrap(), [] as [String; 0], "emptied by NXDOMAIN");
+        pass(58.0).await;
+        assert_eq!(script.asked().len(), 3, "asked again only after dnsRefreshRate");
+        pass(2.0).await;
+        assert_eq!(addresses(&state, "a").unwrap(), ["192.0.2.2:80"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_failure_makes_ready_and_empty() {
+        let script = Script::new([Answer::Failed]);
+        let state = state(&[cluster("a", names(&["a.example"]))], &State::default());
+        let _sender = start(&state, &script);
+        pass(1.0).await;
+        assert_eq!(addresses(&state, "a").unwrap(), [] as [String; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_query_serves_all_clusters_and_later_states() {
+        let script = Script::new([Answer::Addresses(vec![ONE, TWO], seconds(300))]);
+        let clusters =
+            [cluster("a", names(&["a.example", "192.0.2.9"])), cluster("b", Endpoints::LogicalDns(name("a.example")))];
+        let first = state(&clusters, &State::default());
+        let sender = start(&first, &script);
+        pass(1.0).await;
+        assert_eq!(addresses(&first, "a").unwrap(), ["192.0.2.1:80", "192.0.2.2:80", "192.0.2.9:80"]);
+        assert_eq!(addresses(&first, "b").unwrap(), ["192.0.2.1:80"], "logical DNS takes the first address");
+        let second = state(&[cluster("c", names(&["a.example"]))], &first);
+        sender.send(Arc::clone(&second)).unwrap();
+        pass(1.0).await;
+        assert_eq!(addresses(&second, "c").unwrap(), ["192.0.2.1:80", "192.0.2.2:80"]);
+        assert_eq!(script.asked().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_that_left_are_asked_no_more() {
+        let answers = (0..100).map(|_| Answer::Addresses(vec![ONE], seconds(1)));
+        let script = Script::new(answers);
+        let first = state(&[cluster("a", names(&["a.example"]))], &State::default());
+        let sender = start(&first, &script);
+        pass(1.0).await;
+        sender.send(state(&[], &first)).unwrap();
+        pass(0.5).await;
+        let asked = script.asked().len();
+        pass(60.0).await;
+        assert_eq!(script.asked().len(), asked);
+    }
+
+    /// A name server that answers `response code` to everything, or one address if that is 0.
+    async fn name_server(response_code: u8) -> TokioResolver {
+        let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = socket.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let mut packet = [0; 1500];
+            while let Ok((_, client)) = socket.recv_from(&mut packet).await {
+                // RFC 1035 §4.1: the question ends with the root label, type and class.
+                let question = 12 + packet[12..].iter().position(|&byte| byte == 0).unwrap() + 5;
+                let mut reply = packet[..question].to_vec();
+                reply[2..4].copy_from_slice(&[0x81, 0x80 | response_code]);
+                reply[4..12].copy_from_slice(&[0, 1, 0, u8::from(response_code == 0), 0, 0, 0, 0]);
+                if response_code == 0 {
+                    // The name of the question, A, IN, 30 seconds, 192.0.2.1.
+                    reply.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4, 192, 0, 2, 1]);
+                }
+                socket.send_to(&reply, client).await.unwrap();
+            }
+        });
+        let mut connection = ConnectionConfig::new(ProtocolConfig::Udp);
+        connection.port = port;
+        let server = NameServerConfig::new(Ipv4Addr::LOCALHOST.into(), true, vec![connection]);
+        resolver(Some(ResolverConfig::from_parts(None, Vec::new(), vec![server]))).unwrap()
+    }
+
+    #[tokio::test]
+    async fn response_codes_are_told_apart() {
+        for (code, expected) in [
+            (0, Answer::Addresses(vec![ONE], seconds(30))),
+            (2, Answer::Failed),
+            (3, Answer::Absent),
+            (5, Answer::Failed),
+        ] {
+            let resolver = name_server(code).await;
+            assert_eq!(query(&resolver, "a.example", RecordType::A).await, expected, "code {code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn etc_hosts_comes_first() {
+        let mut hosts = Hosts::default();
+        hosts.read_hosts_conf(&b"192.0.2.1 a.example a\n2001:db8::1 a.example\n"[..]).unwrap();
+        assert_eq!(in_hosts(&hosts, "a.example", RecordType::A).unwrap(), [ONE]);
+        assert_eq!(in_hosts(&hosts, "b.example", RecordType::A), None);
+    }
+}

@@ -11,3 +11,4 @@ pub mod parse;
 pub mod resource;
 pub mod snapshot;
 pub mod source;
+mod validate;

@@ -287,6 +287,11 @@ impl Source {
     }
 }
 
+/// The documents of a text that is no file.
+pub fn documents(file: &Arc<Path>, text: &str) -> Vec<Arc<Document>> {
+    split::split(file, text, &[])
+}
+
 fn unreadable(path: &Arc<Path>, error: &io::Error) -> Diagnostic {
     Diagnostic::new(Severity::Error, Code::Unreadable, Arc::clone(path), format!("can't read the file: {error}"))
 }

@@ -77,6 +77,8 @@ pub(crate) enum TreeErrorKind {
     ComplexKey,
     #[error("`<<` takes a mapping or a list of mappings")]
     Merge,
+    #[error("text after the end of the document; begin another one with a line `---`")]
+    Second,
     #[error("an alias to something that is not complete")]
     Recursive,
     #[error("key `{0}` stands twice in this mapping")]
@@ -92,17 +94,20 @@ pub(crate) struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    /// Reads the first document of `text`.
+    /// Reads `text`, which must be one document.
     pub(crate) fn read(text: &'a str) -> Result<Self, TreeError> {
         let mut builder = Builder::new(text);
-        // The parser takes `index` from 1-based lines; a syntax error has one place and no end.
+        let mut documents = 0;
         for event in Parser::new_from_str(text) {
             let (event, span) = event.map_err(|error| {
                 let span = builder.span(EventSpan::empty(*error.marker()));
                 TreeError { span, kind: TreeErrorKind::Syntax(error.info().to_owned()) }
             })?;
-            if matches!(event, Event::DocumentEnd) {
-                break;
+            if matches!(event, Event::DocumentStart(_)) {
+                documents += 1;
+                if documents > 1 {
+                    return Err(TreeError { span: builder.span(span), kind: TreeErrorKind::Second });
+                }
             }
             builder.event(event, span)?;
         }

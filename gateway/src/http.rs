@@ -1,14 +1,41 @@
 //! HTTP connections: codecs, connection loops and the life of a request.
+//!
+//! [`serve`] takes an accepted connection and finds out what it speaks; `h1` and `h2` run its requests; `exchange` is the
+//! life of one request, `forward` its way to an upstream and back. Everything is driven by polling on one thread, so the
+//! two directions of a request move independently and nothing is shared with other workers.
 
+pub mod buffered;
+pub mod chunked;
+mod edge;
+mod exchange;
+mod forward;
+mod h1;
+mod h2;
+pub mod head;
 pub mod headers;
+mod mirror;
+mod normalize;
+mod redirect;
+mod timers;
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use config::snapshot::listener::HttpChain;
 
 use crate::drain::Drain;
-use crate::request::ConnectionFacts;
-use crate::state::ListenerKey;
+use crate::request::{ConnectionFacts, Protocol};
+use crate::state::{ListenerKey, State};
 use crate::stream::Transport;
 use crate::worker::Worker;
+use buffered::Buffered;
+pub(crate) use h1::{content_length, write_line};
+use headers::Headers;
 
 /// One accepted connection of an HTTP listener.
 #[derive(Debug)]
@@ -23,7 +50,138 @@ pub struct Downstream {
     pub drain: Drain,
 }
 
+/// What HTTP/2 clients send first (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long a connection may take to show what it speaks: the longest time a connection may be idle in Envoy.
+const SNIFF_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// Serves a plaintext connection, HTTP/1.1 or HTTP/2 by its first bytes, until it ends.
 pub async fn serve(worker: Rc<Worker>, downstream: Downstream) {
-    let _ = (worker, downstream);
+    let Downstream { transport, listener, facts, drain } = downstream;
+    let mut connection = Buffered::new(transport, BytesMut::new());
+    let closing = drain.closing();
+    let speaks_http2 = tokio::select! {
+        speaks_http2 = tokio::time::timeout(SNIFF_TIMEOUT, sniff(&mut connection)) => speaks_http2,
+        () = closing => return,
+    };
+    let context = Rc::new(Serving { worker, listener, facts, drain, current: RefCell::default() });
+    match speaks_http2 {
+        Ok(Some(true)) => {
+            let (mut transport, read) = connection.into_parts();
+            transport.rewind(read);
+            h2::serve(context, transport).await;
+        }
+        Ok(Some(false)) => h1::serve(&context, connection).await,
+        // Closed without a byte, or silent.
+        Ok(None) | Err(_) => {}
+    }
+}
+
+/// Whether the connection begins with the HTTP/2 preface; `None` if it ends before a byte.
+async fn sniff(connection: &mut Buffered) -> Option<bool> {
+    loop {
+        let seen = connection.read.len().min(PREFACE.len());
+        if connection.read[..seen] != PREFACE[..seen] {
+            return Some(false);
+        }
+        if seen == PREFACE.len() {
+            return Some(true);
+        }
+        match poll_fn(|cx| connection.poll_fill(cx)).await {
+            Ok(0) | Err(_) if seen == 0 => return None,
+            Ok(0) | Err(_) => return Some(false),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// What the requests of a connection have in common.
+#[derive(Debug)]
+struct Serving {
+    worker: Rc<Worker>,
+    listener: ListenerKey,
+    facts: Rc<ConnectionFacts>,
+    drain: Drain,
+    /// The state of the last request and this listener's chain in it: looked up again only after a reload.
+    current: RefCell<Option<(Arc<State>, Arc<HttpChain>)>>,
+}
+
+impl Serving {
+    /// The state of this moment and the chain that serves this connection. A listener that was removed goes on with the
+    /// chain it had.
+    fn pin(&self) -> (Arc<State>, Arc<HttpChain>) {
+        let mut current = self.current.borrow_mut();
+        let latest = self.worker.gateway.state.load();
+        if let Some((state, chain)) = &*current
+            && Arc::ptr_eq(state, &latest)
+        {
+            return (Arc::clone(state), Arc::clone(chain));
+        }
+        let chain = latest.listeners.get(&self.listener).and_then(|listener| listener.filter_chains.first());
+        let chain = match (chain, &*current) {
+            (Some(chain), _) => Arc::clone(&chain.http),
+            (None, Some((_, chain))) => Arc::clone(chain),
+            (None, None) => Arc::default(),
+        };
+        let pinned = (Arc::clone(&latest), chain);
+        *current = Some(pinned.clone());
+        pinned
+    }
+}
+
+/// A piece of a message body.
+#[derive(Debug)]
+enum Frame {
+    Data(Bytes),
+    /// The end, with trailers (HTTP/2 and gRPC only).
+    Trailers(Headers),
+}
+
+/// Why the client's side of an exchange is over before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gone {
+    /// The connection ended: flag `DC`.
+    Disconnected,
+    /// The client reset the stream (HTTP/2): flag `DR`.
+    Reset,
+    /// The request body broke its framing: flag `DPE`, 400 if nothing was sent yet.
+    BadBody,
+}
+
+/// The client's side of one exchange, whatever the HTTP version. Sending queues; [`ClientStream::poll_flush`] writes.
+trait ClientStream {
+    fn protocol(&self) -> Protocol;
+
+    /// The next piece of the request body; `None` at its end.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Gone>>>;
+
+    /// Whether the whole request has arrived.
+    fn is_request_complete(&self) -> bool;
+
+    /// Ready when the client has gone. To be polled while nothing is being read from it.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone>;
+
+    fn send_informational(&mut self, status: u16, headers: &Headers);
+
+    /// Sends the response head; with `end` there is no body.
+    fn send_head(&mut self, status: u16, headers: &Headers, end: bool);
+
+    fn send_data(&mut self, data: Bytes);
+
+    fn send_end(&mut self, trailers: Option<Headers>);
+
+    /// Ready when there is room for more data.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>>;
+
+    /// Writes what is queued.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>>;
+
+    /// The response can't be completed: cuts the connection or resets the stream.
+    fn abort(&mut self);
+
+    /// The connection ends after this exchange (HTTP/1; HTTP/2 connections end by GOAWAY).
+    fn close_after(&mut self);
+
+    /// The bytes on both sides are no longer HTTP messages (101, CONNECT): bodies pass as they come.
+    fn start_tunnel(&mut self);
 }

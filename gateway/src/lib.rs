@@ -2,6 +2,7 @@
 
 pub mod drain;
 pub mod echo;
+pub mod filter;
 pub mod http;
 pub mod listener;
 pub mod request;

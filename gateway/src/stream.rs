@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use bytes::BytesMut;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{
@@ -21,6 +22,8 @@ use tokio::net::{TcpStream, UnixStream};
 pub struct Transport {
     socket: Socket,
     established: SystemTime,
+    /// Bytes that were read ahead and are to be read again.
+    ahead: BytesMut,
 }
 
 #[derive(Debug)]
@@ -31,13 +34,13 @@ enum Socket {
 
 impl From<TcpStream> for Transport {
     fn from(socket: TcpStream) -> Self {
-        Self { socket: Socket::Tcp(socket), established: SystemTime::now() }
+        Self { socket: Socket::Tcp(socket), established: SystemTime::now(), ahead: BytesMut::new() }
     }
 }
 
 impl From<UnixStream> for Transport {
     fn from(socket: UnixStream) -> Self {
-        Self { socket: Socket::Unix(socket), established: SystemTime::now() }
+        Self { socket: Socket::Unix(socket), established: SystemTime::now(), ahead: BytesMut::new() }
     }
 }
 
@@ -48,6 +51,11 @@ impl Transport {
             Socket::Tcp(socket) => socket.local_addr().ok(),
             Socket::Unix(_) => None,
         }
+    }
+
+    /// Gives back bytes that were read ahead: the next read returns them.
+    pub fn rewind(&mut self, bytes: BytesMut) {
+        self.ahead = bytes;
     }
 
     /// Makes the close of this socket a reset instead of a FIN.
@@ -68,6 +76,11 @@ impl Transport {
 
 impl AsyncRead for Transport {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
         match &mut self.socket {
             Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
             Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buf),

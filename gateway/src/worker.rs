@@ -1,12 +1,23 @@
 //! What one worker thread has for itself, and what all of them share.
 
+use std::cell::RefCell;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::Notify;
 
 use crate::state::State;
 use crate::telemetry::Telemetry;
+use crate::upstream::pool::Pools;
+
+/// Time between two looks at pooled connections.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What all threads share: the state of the moment and the instruments.
 #[derive(Debug)]
@@ -15,13 +26,25 @@ pub struct Gateway {
     pub state: ArcSwap<State>,
     /// Metrics and access log.
     pub telemetry: Telemetry,
+    /// The gateway's own address, told to upstreams in place of a peer on 127.0.0.1 as Envoy does.
+    pub own_address: Option<IpAddr>,
+    /// Offer WebSocket over HTTP/2 (RFC 8441) to clients. Off in Istio.
+    pub http2_websocket: bool,
     connections: AtomicU64,
+    crowded: Arc<Notify>,
 }
 
 impl Gateway {
     /// A gateway with nothing to serve yet.
     pub fn new(telemetry: Telemetry) -> Self {
-        Self { state: ArcSwap::from_pointee(State::default()), telemetry, connections: AtomicU64::new(0) }
+        Self {
+            state: ArcSwap::from_pointee(State::default()),
+            telemetry,
+            own_address: None,
+            http2_websocket: false,
+            connections: AtomicU64::new(0),
+            crowded: Arc::default(),
+        }
     }
 
     /// A number for a new connection, downstream or upstream.
@@ -35,16 +58,78 @@ impl Gateway {
 pub struct Worker {
     /// What all threads share.
     pub gateway: Arc<Gateway>,
+    /// Upstream connections.
+    pub pools: Pools,
+    random: RefCell<SmallRng>,
+    /// The `date` header of the second it holds.
+    date: RefCell<(u64, Bytes)>,
 }
 
 impl Worker {
     /// A worker without connections.
     pub fn new(gateway: Arc<Gateway>) -> Self {
-        Self { gateway }
+        let pools = Pools::new(Arc::clone(&gateway.crowded));
+        Self { gateway, pools, random: RefCell::new(SmallRng::from_os_rng()), date: RefCell::default() }
     }
 
-    /// Closes pooled connections that are dead or idle for too long, once a second, for as long as the worker runs.
+    /// Closes pooled connections that are dead or idle for too long, once a second and when their places are wanted,
+    /// for as long as the worker runs.
     pub async fn sweep(&self) {
-        std::future::pending().await
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+                () = self.gateway.crowded.notified() => {}
+            }
+            self.pools.sweep(&self.gateway.state.load());
+        }
+    }
+
+    /// The value of a `date` header; formatted once a second.
+    pub fn date(&self) -> Bytes {
+        let now = SystemTime::now();
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut date = self.date.borrow_mut();
+        if date.0 != second {
+            *date = (second, httpdate::fmt_http_date(now).into());
+        }
+        date.1.clone()
+    }
+
+    /// A number below `bound`; for weights, percentages and back-off, not for secrets.
+    pub fn random_below(&self, bound: u64) -> u64 {
+        if bound == 0 { 0 } else { self.random.borrow_mut().random_range(0..bound) }
+    }
+
+    /// A random UUID (version 4) as text, for request ids.
+    pub fn uuid(&self) -> [u8; 36] {
+        let mut bytes = self.random.borrow_mut().random::<u128>().to_be_bytes();
+        bytes[6] = (bytes[6] & 0x0f) | 0x40;
+        bytes[8] = (bytes[8] & 0x3f) | 0x80;
+        let mut text = [b'-'; 36];
+        let mut at = 0;
+        for (index, byte) in bytes.iter().enumerate() {
+            if matches!(index, 4 | 6 | 8 | 10) {
+                at += 1;
+            }
+            text[at] = b"0123456789abcdef"[usize::from(byte >> 4)];
+            text[at + 1] = b"0123456789abcdef"[usize::from(byte & 0x0f)];
+            at += 2;
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_are_version_4() {
+        let worker = Worker::new(Arc::new(Gateway::new(Telemetry::default())));
+        let id = worker.uuid();
+        assert_eq!((id[8], id[13], id[18], id[23]), (b'-', b'-', b'-', b'-'));
+        assert_eq!(id[14], b'4');
+        assert!(b"89ab".contains(&id[19]));
+        assert_ne!(id, worker.uuid());
     }
 }

@@ -44,7 +44,7 @@ pub struct FilterChain {
 }
 
 /// HTTP connection settings and the route table of a filter chain.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct HttpChain {
     /// Virtual hosts and routes.
     pub routes: Arc<RouteTable>,

@@ -57,6 +57,28 @@ impl Headers {
         self.get(name).is_some()
     }
 
+    /// Adds a line that was received: a second line of a header that HTTP defines as a list, and that Envoy keeps as one
+    /// line, is joined to the first with `,`.
+    pub fn receive(&mut self, name: Bytes, value: Bytes) {
+        if is_single_line(&name)
+            && let Some(line) = self.0.iter_mut().find(|line| line.name == name)
+        {
+            line.value = [&line.value[..], b",", &value[..]].concat().into();
+            return;
+        }
+        self.append(name, value);
+    }
+
+    /// Adds a value as Envoy's `append` does: joined to the present line for single-line headers, as a line of its own for
+    /// others.
+    pub fn add(&mut self, name: Bytes, value: Bytes) {
+        if name == "cookie" {
+            self.append(name, value);
+        } else {
+            self.receive(name, value);
+        }
+    }
+
     /// Adds a line at the end.
     pub fn append(&mut self, name: Bytes, value: Bytes) {
         self.0.push(Header { name, value });
@@ -107,6 +129,28 @@ impl Headers {
     /// The first line of that name, to be changed in place.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Bytes> {
         self.0.iter_mut().find(|line| line.name == name.as_bytes()).map(|line| &mut line.value)
+    }
+}
+
+/// Headers that Envoy keeps as one line each (its inline headers), request and response together.
+fn is_single_line(name: &[u8]) -> bool {
+    match name.len() {
+        2 => name == b"te",
+        3 => name == b"via",
+        4 => matches!(name, b"etag" | b"date" | b"vary"),
+        6 => matches!(name, b"accept" | b"expect" | b"origin" | b"server"),
+        7 => matches!(name, b"upgrade" | b"referer"),
+        10 => matches!(name, b"user-agent" | b"connection" | b"keep-alive"),
+        11 => name == b"grpc-status",
+        12 => matches!(name, b"content-type" | b"x-request-id" | b"grpc-timeout" | b"grpc-message"),
+        13 => matches!(name, b"authorization" | b"cache-control" | b"x-ot-span-context"),
+        14 => name == b"content-length",
+        15 => matches!(name, b"accept-encoding" | b"x-envoy-internal" | b"x-forwarded-for"),
+        16 => matches!(name, b"content-encoding" | b"proxy-connection" | b"x-forwarded-host" | b"x-forwarded-port"),
+        17 => matches!(name, b"transfer-encoding" | b"x-forwarded-proto" | b"if-modified-since"),
+        24 => name == b"x-envoy-external-address",
+        27 => name == b"x-forwarded-client-cert",
+        _ => false,
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use config::snapshot::cluster as snapshot;
 use config::snapshot::cluster::{EndpointAddress, Endpoints};
+use tokio::sync::Notify;
 
 /// A cluster that serves requests. Shared by all workers; a change of its configuration makes a new one that keeps the
 /// counters.
@@ -75,6 +76,8 @@ pub struct Usage {
     pub requests: AtomicU32,
     /// Retries under way.
     pub retries: AtomicU32,
+    /// Wakes those who wait for a connection.
+    pub freed: Notify,
 }
 
 impl Usage {
@@ -96,6 +99,9 @@ pub struct Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         (self.counter)(&self.usage).fetch_sub(1, Ordering::Relaxed);
+        if self.usage.pending.load(Ordering::Relaxed) > 0 {
+            self.usage.freed.notify_waiters();
+        }
     }
 }
 

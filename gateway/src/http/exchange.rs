@@ -1,0 +1,471 @@
+//! The life of one request, from its head to its access log line.
+
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use config::snapshot::listener::{HttpChain, HttpSettings};
+use config::snapshot::route::{Action, DirectResponse, RequestView};
+
+use super::edge::{self, Upgrade};
+use super::headers::Headers;
+use super::normalize::{Normalized, normalize};
+use super::timers::Timers;
+use super::{ClientStream, Gone, Serving, forward, head, redirect};
+use crate::filter::cors;
+use crate::filter::headers as header_filter;
+use crate::request::{Facts, PathAndQuery, Protocol, RequestHead};
+use crate::response::{Failure, Flag, LocalReply, grpc_message, is_grpc};
+use crate::state::State;
+
+/// When a request began.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun {
+    clock: SystemTime,
+    instant: Instant,
+}
+
+impl Begun {
+    pub fn now() -> Self {
+        Self { clock: SystemTime::now(), instant: Instant::now() }
+    }
+}
+
+/// One request under way.
+pub(super) struct Exchange {
+    pub context: Rc<Serving>,
+    /// The configuration that the request began with; a reload doesn't change it.
+    pub state: Arc<State>,
+    chain: Arc<HttpChain>,
+    pub facts: Facts,
+    pub timers: Timers,
+    /// The origin that CORS headers of the response answer to.
+    pub cors_origin: Option<Bytes>,
+    /// Index of the chosen destination of a weighted route.
+    pub destination: usize,
+    /// The response head has been sent.
+    pub head_sent: bool,
+}
+
+/// Why an exchange ends without a complete response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// The client's side is over.
+    Client(Gone),
+    /// The response broke off; flags and details tell why.
+    Response,
+}
+
+impl From<Gone> for Cut {
+    fn from(gone: Gone) -> Self {
+        Self::Client(gone)
+    }
+}
+
+/// Serves an HTTP/1 request.
+pub(super) async fn run_h1<S: ClientStream>(
+    context: &Rc<Serving>,
+    stream: &mut S,
+    head: head::RequestHead,
+    begun: Begun,
+) {
+    let mut exchange = Exchange::new(context, stream.protocol(), begun);
+    let checked = request_head(head, context.facts.tls);
+    let outcome = match checked {
+        Ok((request, has_host)) => {
+            exchange.facts.request = Some(request);
+            if has_host { exchange.serve(stream).await } else { exchange.fail(stream, Failure::MissingHost).await }
+        }
+        Err(failure) => exchange.fail(stream, failure).await,
+    };
+    exchange.finish(stream, outcome).await;
+}
+
+/// Serves an HTTP/2 request.
+pub(super) async fn run_h2<S: ClientStream>(context: &Rc<Serving>, stream: &mut S, request: RequestHead, begun: Begun) {
+    let mut exchange = Exchange::new(context, Protocol::Http2, begun);
+    exchange.facts.request = Some(request);
+    let outcome = exchange.serve(stream).await;
+    exchange.finish(stream, outcome).await;
+}
+
+/// Answers something that never became a request.
+pub(super) async fn refuse<S: ClientStream>(context: &Rc<Serving>, stream: &mut S, failure: &Failure, begun: Begun) {
+    let mut exchange = Exchange::new(context, Protocol::Http11, begun);
+    let outcome = exchange.reply(stream, failure.reply()).await;
+    exchange.finish(stream, outcome).await;
+}
+
+/// Notes a connection that ended within a request head.
+pub(super) fn aborted(context: &Rc<Serving>, begun: Begun) {
+    let mut exchange = Exchange::new(context, Protocol::Http11, begun);
+    exchange.note_gone(Gone::Disconnected);
+    exchange.record();
+}
+
+/// Notes a request that was reset without an answer (HTTP/2 limits).
+pub(super) fn reset(context: &Rc<Serving>, begun: Begun, flag: Flag, details: &'static str) {
+    let mut exchange = Exchange::new(context, Protocol::Http2, begun);
+    exchange.facts.flags.set(flag);
+    exchange.facts.details = Cow::Borrowed(details);
+    exchange.record();
+}
+
+/// The request of an HTTP/1 head, target and Host become path and authority; and whether the client named a host at all.
+fn request_head(head: head::RequestHead, tls: bool) -> Result<(RequestHead, bool), Failure> {
+    let head::RequestHead { method, target, mut headers, .. } = head;
+    // Envoy joins two Host lines; which of them another proxy believes is anybody's guess.
+    if headers.get_all("host").nth(1).is_some() {
+        return Err(Failure::InvalidAuthority);
+    }
+    let host = headers.get("host").cloned();
+    headers.remove("host");
+    let (path, authority) = match &target[..] {
+        _ if method == "CONNECT" => (Bytes::new(), Some(target)),
+        [b'/', ..] => (target, host),
+        b"*" if method == "OPTIONS" => return Err(Failure::AbsolutePathRejected),
+        b"*" => return Err(Failure::InvalidUrl),
+        _ => absolute_form(&target, tls)?,
+    };
+    if authority.as_ref().is_some_and(|authority| !authority.iter().all(|&byte| is_authority_byte(byte))) {
+        return Err(Failure::InvalidAuthority);
+    }
+    let has_host = authority.is_some();
+    let request = RequestHead {
+        method,
+        path: PathAndQuery::new(path),
+        authority: authority.unwrap_or_default(),
+        scheme: if tls { "https" } else { "http" },
+        headers,
+    };
+    Ok((request, has_host))
+}
+
+/// Path and authority of an absolute target (RFC 9112 §3.2.2).
+fn absolute_form(target: &Bytes, tls: bool) -> Result<(Bytes, Option<Bytes>), Failure> {
+    let scheme_end = target.windows(3).position(|window| window == b"://").ok_or(Failure::CodecError)?;
+    match target[..scheme_end].to_ascii_lowercase().as_slice() {
+        b"http" => {}
+        b"https" if tls => {}
+        b"https" => return Err(Failure::HttpsOnPlaintext),
+        scheme if scheme.iter().all(u8::is_ascii_alphanumeric) && !scheme.is_empty() => {
+            return Err(Failure::InvalidScheme);
+        }
+        _ => return Err(Failure::CodecError),
+    }
+    let rest = target.slice(scheme_end + 3..);
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+    if end == 0 {
+        return Err(Failure::InvalidUrl);
+    }
+    let user_end = rest[..end].iter().rposition(|&byte| byte == b'@').map_or(0, |at| at + 1);
+    let authority = rest.slice(user_end..end);
+    match rest.get(end) {
+        None => Ok((Bytes::from_static(b"/"), Some(authority))),
+        Some(b'/') => Ok((rest.slice(end..), Some(authority))),
+        Some(_) => Err(Failure::AbsolutePathRejected),
+    }
+}
+
+/// Whether a byte can stand in an authority (RFC 3986 §3.2), as Envoy checks it.
+pub(super) fn is_authority_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@%[]".contains(&byte)
+}
+
+impl Exchange {
+    fn new(context: &Rc<Serving>, protocol: Protocol, begun: Begun) -> Self {
+        let (state, chain) = context.pin();
+        let mut facts = Facts::new(Rc::clone(&context.facts), protocol);
+        facts.started_at = begun.clock;
+        facts.started = begun.instant;
+        Self {
+            context: Rc::clone(context),
+            state,
+            chain,
+            facts,
+            timers: Timers::default(),
+            cors_origin: None,
+            destination: 0,
+            head_sent: false,
+        }
+    }
+
+    pub fn settings(&self) -> &HttpSettings {
+        &self.chain.settings
+    }
+
+    /// The request. Filled by whoever made the exchange; an empty one stands in for a request that never was.
+    pub fn request(&mut self) -> &mut RequestHead {
+        self.facts.request.get_or_insert_default()
+    }
+
+    /// The whole decision for one request, and its answer.
+    async fn serve<S: ClientStream>(&mut self, stream: &mut S) -> Result<(), Cut> {
+        self.start_timers(stream);
+        let upgrade = match self.admit() {
+            Ok(upgrade) => upgrade,
+            Err(Refusal::Failure(failure)) => return self.fail(stream, failure).await,
+            Err(Refusal::Redirect(location)) => {
+                let reply =
+                    LocalReply { location: Some(location), ..LocalReply::new(307, "path_normalization_failed") };
+                return self.reply(stream, reply).await;
+            }
+        };
+        if !self.state.snapshot.refusals.is_empty() {
+            return self.fail(stream, Failure::Refused).await;
+        }
+        if upgrade == Upgrade::Other {
+            self.find_route();
+            return self.fail(stream, Failure::UpgradeRefused).await;
+        }
+        if let Some(location) = self.https_redirect() {
+            let reply = LocalReply { location: Some(location), ..LocalReply::new(301, "direct_response") };
+            return self.reply(stream, reply).await;
+        }
+        self.find_route();
+        let Some(route) = self.facts.route.clone() else { return self.fail(stream, Failure::NoRoute).await };
+        match &*route.action {
+            Action::Forward(action) => forward::forward(self, stream, action, upgrade == Upgrade::WebSocket).await,
+            Action::Redirect(action) => {
+                let location = redirect::location(action, self.request());
+                let reply = LocalReply { location: Some(location), ..LocalReply::new(action.code, "direct_response") };
+                self.reply(stream, reply).await
+            }
+            Action::DirectResponse(action) => self.direct_response(stream, action).await,
+        }
+    }
+
+    /// Checks and normalises the request, and adds what upstreams are told about the client.
+    fn admit(&mut self) -> Result<Upgrade, Refusal> {
+        let chain = Arc::clone(&self.chain);
+        let settings = &*chain.settings;
+        let connection = Rc::clone(&self.context.facts);
+        let own_address = self.context.worker.gateway.own_address;
+        let request_id = settings.request_id.then(|| self.context.worker.uuid());
+        let request = self.request();
+        if request.method == "QUERY" && !request.headers.contains("content-type") {
+            return Err(Failure::QueryWithoutContentType.into());
+        }
+        let upgrade = edge::sanitize(&mut request.headers, settings)?;
+        if request.method != "CONNECT" {
+            match normalize(request.path.as_bytes(), settings.path_normalization, settings.escaped_slashes) {
+                Normalized::Unchanged => {}
+                Normalized::Changed(path) => request.path = PathAndQuery::new(path),
+                Normalized::Redirect(location) => return Err(Refusal::Redirect(location)),
+                Normalized::Refused => return Err(Failure::InvalidPath.into()),
+            }
+        }
+        let client = edge::client_address(&request.headers, &connection, settings.trusted_proxies);
+        edge::forwarded(request, &connection, client, settings, own_address);
+        if let Some(id) = request_id {
+            request.headers.set("x-request-id", Bytes::copy_from_slice(&id));
+        }
+        self.facts.grpc = is_grpc(self.request().headers.get("content-type"));
+        self.facts.client = client;
+        Ok(upgrade)
+    }
+
+    fn start_timers<S: ClientStream>(&mut self, stream: &S) {
+        let chain = Arc::clone(&self.chain);
+        if let Some(limit) = chain.settings.max_stream_duration {
+            self.timers.max_duration.start(limit);
+        }
+        if let Some(limit) = chain.settings.stream_idle_timeout {
+            self.timers.watch_idle(limit);
+        }
+        if stream.is_request_complete() {
+            self.facts.request_complete = Some(self.facts.started);
+        } else if let Some(limit) = chain.settings.request_timeout {
+            self.timers.request.start(limit);
+        }
+    }
+
+    /// Where a plaintext request to an https-only virtual host is sent.
+    fn https_redirect(&mut self) -> Option<Bytes> {
+        let authority = String::from_utf8_lossy(&self.facts.request.as_ref()?.authority);
+        let virtual_host = self.chain.routes.virtual_host(&authority)?;
+        let redirects = virtual_host.https_redirect;
+        self.facts.virtual_host = Some(Arc::clone(virtual_host));
+        let request = self.facts.request.as_ref()?;
+        let secure = request.headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https");
+        (redirects && !secure && request.method != "CONNECT").then(|| redirect::https(request))
+    }
+
+    fn find_route(&mut self) {
+        let Some(request) = &self.facts.request else { return };
+        // Legal authorities are ASCII; anything else matches no virtual host.
+        let authority = std::str::from_utf8(&request.authority).unwrap_or_default();
+        let virtual_host = self.chain.routes.virtual_host(authority);
+        let view = RequestView {
+            method: std::str::from_utf8(&request.method).unwrap_or_default(),
+            path: request.path.path(),
+            query: request.path.query(),
+            authority,
+            scheme: request.scheme,
+            headers: &request.headers,
+        };
+        let route = virtual_host.and_then(|virtual_host| virtual_host.routes.find(&view));
+        self.facts.route = route.map(Arc::clone);
+        self.facts.virtual_host = virtual_host.map(Arc::clone);
+    }
+
+    async fn direct_response<S: ClientStream>(&mut self, stream: &mut S, action: &DirectResponse) -> Result<(), Cut> {
+        let status = action.status;
+        let location = (status == 201 || (300..400).contains(&status)).then(|| {
+            let request = self.request();
+            redirect::own_address(request, request.scheme)
+        });
+        let bodiless = matches!(status, 204 | 304);
+        let body = if bodiless { Bytes::new() } else { Bytes::copy_from_slice(&action.body) };
+        let reply = LocalReply { body, location, close: status == 400, ..LocalReply::new(status, "direct_response") };
+        self.reply(stream, reply).await
+    }
+
+    /// Answers a failure.
+    pub async fn fail<S: ClientStream>(&mut self, stream: &mut S, failure: Failure) -> Result<(), Cut> {
+        if let Failure::CodecError | Failure::InvalidAuthority = failure {
+            // What could not be understood is not logged as a request.
+            if !self.head_sent && self.facts.route.is_none() {
+                self.facts.request = None;
+            }
+        }
+        self.reply(stream, failure.reply()).await
+    }
+
+    /// Sends an answer of the gateway's own.
+    pub async fn reply<S: ClientStream>(&mut self, stream: &mut S, reply: LocalReply) -> Result<(), Cut> {
+        if let Some(flag) = reply.flag {
+            self.facts.flags.set(flag);
+        }
+        self.facts.details = reply.details.clone();
+        let mut headers = Headers::with_capacity(8);
+        if reply.overloaded && self.settings().debug_headers {
+            headers.push("x-envoy-overloaded", Bytes::from_static(b"true"));
+        }
+        if let Some(location) = &reply.location {
+            headers.push("location", location.clone());
+        }
+        self.facts.response_headers = headers;
+        self.apply_response_ops();
+        let headers = &mut self.facts.response_headers;
+        let body = if self.facts.grpc {
+            self.facts.status = 200;
+            headers.set("content-type", Bytes::from_static(b"application/grpc"));
+            headers.set("grpc-status", reply.grpc_code().to_string());
+            if !reply.body.is_empty() {
+                headers.set("grpc-message", grpc_message(&reply.body));
+            }
+            Bytes::new()
+        } else {
+            self.facts.status = reply.status;
+            if !reply.body.is_empty() {
+                headers.set("content-length", reply.body.len().to_string());
+                if !headers.contains("content-type") {
+                    headers.push("content-type", Bytes::from_static(b"text/plain"));
+                }
+            }
+            reply.body
+        };
+        if let (Some(origin), Some(Action::Forward(action))) =
+            (&self.cors_origin, self.facts.route.as_ref().map(|route| &*route.action))
+            && let Some(policy) = &action.cors
+        {
+            cors::decorate(policy, origin, headers);
+        }
+        if reply.close || !stream.is_request_complete() {
+            stream.close_after();
+        }
+        let head_request = self.facts.request.as_ref().is_some_and(|request| request.method == "HEAD");
+        self.send_head(stream, body.is_empty());
+        if !body.is_empty() {
+            if !head_request {
+                self.facts.bytes_sent += body.len() as u64;
+            }
+            stream.send_data(body);
+            stream.send_end(None);
+        }
+        poll_fn(|cx| stream.poll_flush(cx)).await.map_err(Cut::Client)
+    }
+
+    /// Answers a CORS preflight. Route operations don't apply to it.
+    pub async fn preflight<S: ClientStream>(&mut self, stream: &mut S, headers: Headers) -> Result<(), Cut> {
+        self.facts.details = Cow::Borrowed("cors_response");
+        self.facts.status = 200;
+        self.facts.response_headers = headers;
+        self.send_head(stream, true);
+        poll_fn(|cx| stream.poll_flush(cx)).await.map_err(Cut::Client)
+    }
+
+    /// Runs the response operations of the destination and the route that were chosen.
+    pub fn apply_response_ops(&mut self) {
+        let Some(route) = self.facts.route.clone() else { return };
+        if let Action::Forward(action) = &*route.action
+            && let Some(destination) = action.clusters.get(self.destination)
+        {
+            header_filter::apply_to_response(&destination.response_headers, &mut self.facts);
+        }
+        header_filter::apply_to_response(&route.response_headers, &mut self.facts);
+    }
+
+    /// Completes the response's headers with `date` and `server` and sends them.
+    pub fn send_head<S: ClientStream>(&mut self, stream: &mut S, end: bool) {
+        if !self.facts.response_headers.contains("date") {
+            self.facts.response_headers.push("date", self.context.worker.date());
+        }
+        if let Some(server) = &self.chain.settings.server {
+            self.facts.response_headers.set("server", Bytes::copy_from_slice(server.as_bytes()));
+        }
+        if self.context.drain.is_draining() {
+            stream.close_after();
+        }
+        self.head_sent = true;
+        stream.send_head(self.facts.status, &self.facts.response_headers, end);
+    }
+
+    fn note_gone(&mut self, gone: Gone) {
+        let (flag, details) = match gone {
+            Gone::Disconnected => (Flag::DC, "downstream_remote_disconnect"),
+            Gone::Reset => (Flag::DR, "http2.remote_reset"),
+            Gone::BadBody if self.facts.protocol == Protocol::Http2 => (Flag::DPE, "http2.remote_reset"),
+            Gone::BadBody => (Flag::DPE, "http1.codec_error"),
+        };
+        self.facts.flags.set(flag);
+        self.facts.details = Cow::Borrowed(details);
+    }
+
+    /// The end of the request: what is left to say to the client, then metrics and the access log.
+    async fn finish<S: ClientStream>(mut self, stream: &mut S, mut outcome: Result<(), Cut>) {
+        if outcome == Err(Cut::Client(Gone::BadBody)) && !self.head_sent && self.facts.protocol != Protocol::Http2 {
+            outcome = self.reply(stream, Failure::CodecError.reply()).await;
+        }
+        match outcome {
+            Ok(()) => {}
+            Err(Cut::Client(gone)) => {
+                self.note_gone(gone);
+                stream.abort();
+            }
+            Err(Cut::Response) => stream.abort(),
+        }
+        self.record();
+    }
+
+    fn record(&self) {
+        self.context.worker.gateway.telemetry.record(&self.state, &self.facts);
+    }
+}
+
+/// Why a request isn't admitted.
+enum Refusal {
+    Failure(Failure),
+    /// To the path without escaped slashes.
+    Redirect(Bytes),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}

@@ -1,0 +1,886 @@
+//! A request's way to an upstream and its response's way back.
+//!
+//! One small state machine: both directions are polled in turn by the same task, so that neither waits for the other.
+//! Memory holds at most the retry buffer and what the write queues take. For every moment it is known what has been sent,
+//! what may be tried again, which deadlines run and which flag an end gets.
+
+use std::borrow::Cow;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use config::snapshot::cluster::UpstreamProtocol;
+use config::snapshot::route::{Forward, PathRewrite, RetryOn, RetryPolicy, WeightedCluster};
+
+use super::exchange::{Cut, Exchange};
+use super::headers::Headers;
+use super::mirror::Mirrors;
+use super::timers::Expired;
+use super::{ClientStream, Frame, Gone};
+use crate::filter::{cors, fault, headers as header_filter};
+use crate::request::{PathAndQuery, Protocol};
+use crate::response::{Failure, Flag, Reset};
+use crate::upstream::cluster::{Address, Cluster, Permit};
+use crate::upstream::{self, RequestBody, ResponseHead, Stream};
+
+/// Request bytes that are kept for another try: Envoy's buffer limit.
+const RETRY_BUFFER: usize = 1_048_576;
+/// Picks of another endpoint before a tried one is accepted.
+const RESELECTIONS: u32 = 5;
+
+/// Forwards the request that `exchange` has found a route for.
+pub(super) async fn forward<S: ClientStream>(
+    exchange: &mut Exchange,
+    stream: &mut S,
+    action: &Forward,
+    upgrade: bool,
+) -> Result<(), Cut> {
+    let destination = choose(exchange, action);
+    let cluster = exchange.state.clusters.get(&destination.cluster).cloned();
+    exchange.facts.cluster.clone_from(&cluster);
+    if let Some(policy) = &action.fault {
+        let drawn = fault::draw(policy, &exchange.context.worker);
+        if let Some(delay) = drawn.delay {
+            exchange.facts.flags.set(Flag::DI);
+            hold(exchange, stream, delay).await?;
+        }
+        if let Some(failure) = drawn.abort {
+            return exchange.fail(stream, failure).await;
+        }
+    }
+    if let Some(policy) = &action.cors {
+        match cors::decide(policy, exchange.request()) {
+            cors::Decision::Pass => {}
+            cors::Decision::Allow(origin) => exchange.cors_origin = Some(origin),
+            cors::Decision::Preflight(headers) => return exchange.preflight(stream, headers).await,
+        }
+    }
+    let Some(cluster) = cluster else { return exchange.fail(stream, Failure::NoCluster).await };
+    if let Some(reason) = &cluster.config.refused {
+        let reset = Reset::ConnectionFailure(reason.replace(' ', "_").into());
+        return exchange.fail(stream, Failure::Upstream { reset, retried: false }).await;
+    }
+    let limits = &cluster.config.limits;
+    let Some(active) = cluster.usage.acquire(|usage| &usage.requests, limits.max_requests) else {
+        return exchange.fail(stream, Failure::Upstream { reset: Reset::Overflow, retried: false }).await;
+    };
+    let timeouts = prepare(exchange, action, destination);
+    let body = RequestState::new(stream, action.retry.is_some(), Mirrors::start(exchange, action, upgrade));
+    let mut forwarding = Forwarding { exchange, stream, action, cluster, upgrade, timeouts, body, _active: active };
+    forwarding.run().await
+}
+
+/// The destination of this request: by weight, if there are several.
+fn choose<'a>(exchange: &mut Exchange, action: &'a Forward) -> &'a WeightedCluster {
+    exchange.destination = 0;
+    if action.clusters.len() > 1 {
+        let total: u64 = action.clusters.iter().map(|cluster| u64::from(cluster.weight)).sum();
+        let mut drawn = exchange.context.worker.random_below(total);
+        for (index, cluster) in action.clusters.iter().enumerate() {
+            let weight = u64::from(cluster.weight);
+            if drawn < weight {
+                exchange.destination = index;
+                break;
+            }
+            drawn -= weight;
+        }
+    }
+    &action.clusters[exchange.destination]
+}
+
+/// Waits out an injected delay, unless the client goes away.
+async fn hold<S: ClientStream>(exchange: &mut Exchange, stream: &mut S, delay: Duration) -> Result<(), Cut> {
+    let mut sleep = pin!(tokio::time::sleep(delay));
+    let timers = &mut exchange.timers;
+    let expired = poll_fn(|cx| {
+        if sleep.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(None));
+        }
+        if stream.is_request_complete()
+            && let Poll::Ready(gone) = stream.poll_gone(cx)
+        {
+            return Poll::Ready(Err(gone));
+        }
+        timers.poll(cx).map(|expired| Ok(Some(expired)))
+    })
+    .await?;
+    match expired.and_then(|expired| timeout_failure(expired, stream.is_request_complete())) {
+        None => Ok(()),
+        Some(failure) => {
+            exchange.fail(stream, failure).await?;
+            Err(Cut::Response)
+        }
+    }
+}
+
+/// Effective timeouts of a request.
+#[derive(Debug, Clone, Copy, Default)]
+struct Timeouts {
+    route: Option<Duration>,
+    per_try: Option<Duration>,
+}
+
+/// Makes the request what the upstream gets: our headers, header operations, rewrites.
+fn prepare(exchange: &mut Exchange, action: &Forward, destination: &WeightedCluster) -> Timeouts {
+    let grpc = exchange.facts.grpc;
+    let (debug, attempts) = (exchange.settings().debug_headers, exchange.settings().attempt_count);
+    let forwarded_host = exchange.settings().forwarded_host;
+    let mut timeouts =
+        Timeouts { route: action.timeout, per_try: action.retry.as_ref().and_then(|retry| retry.per_try_timeout) };
+    let request = exchange.request();
+    if grpc {
+        let wanted = request.headers.get("grpc-timeout").and_then(|value| grpc_timeout(value));
+        timeouts.route = match (wanted, action.timeout) {
+            (Some(wanted), Some(limit)) => Some(wanted.min(limit)),
+            (wanted, limit) => wanted.or(limit),
+        };
+        if let Some(timeout) = timeouts.route {
+            request.headers.set("grpc-timeout", format!("{}m", timeout.as_millis()));
+        }
+    }
+    let announced = match (timeouts.per_try, timeouts.route) {
+        (Some(per_try), Some(route)) => Some(per_try.min(route)),
+        (per_try, route) => per_try.or(route),
+    };
+    if let Some(timeout) = announced
+        && debug
+    {
+        request.headers.set("x-envoy-expected-rq-timeout-ms", timeout.as_millis().to_string());
+    }
+    if attempts {
+        request.headers.set("x-envoy-attempt-count", Bytes::from_static(b"1"));
+    }
+    header_filter::apply_to_request(&destination.request_headers, &mut exchange.facts);
+    if let Some(route) = exchange.facts.route.clone() {
+        header_filter::apply_to_request(&route.request_headers, &mut exchange.facts);
+    }
+    let request = exchange.request();
+    if let Some(host) = &destination.host_rewrite {
+        request.authority = Bytes::copy_from_slice(host.as_bytes());
+    }
+    if let Some(host) = &action.host_rewrite {
+        let old = std::mem::replace(&mut request.authority, Bytes::copy_from_slice(host.as_bytes()));
+        if forwarded_host {
+            match request.headers.get_mut("x-forwarded-host") {
+                Some(line) => *line = [&line[..], b",", &old[..]].concat().into(),
+                None => request.headers.push("x-forwarded-host", old.clone()),
+            }
+        }
+        if debug {
+            request.headers.set("x-envoy-original-host", old);
+        }
+    }
+    if let Some(rewrite) = &action.path_rewrite {
+        let path = rewritten(rewrite, &request.path);
+        let old = std::mem::replace(&mut request.path, path);
+        if debug {
+            request.headers.set("x-envoy-original-path", old.as_bytes().clone());
+        }
+        exchange.facts.original_path = Some(old);
+    }
+    timeouts
+}
+
+/// A `grpc-timeout` as a duration; `None` if it is none or zero.
+fn grpc_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    let timeout = match unit {
+        b'H' => Duration::from_secs(amount * 3600),
+        b'M' => Duration::from_secs(amount * 60),
+        b'S' => Duration::from_secs(amount),
+        b'm' => Duration::from_millis(amount),
+        // Envoy counts in milliseconds and rounds up.
+        b'u' => Duration::from_millis(amount.div_ceil(1000)),
+        b'n' => Duration::from_millis(amount.div_ceil(1_000_000)),
+        _ => return None,
+    };
+    (!timeout.is_zero()).then_some(timeout)
+}
+
+fn rewritten(rewrite: &PathRewrite, path: &PathAndQuery) -> PathAndQuery {
+    let old = path.path();
+    let mut new = match rewrite {
+        PathRewrite::Prefix { length, with } => format!("{with}{}", old.get(*length..).unwrap_or_default()),
+        PathRewrite::Full(with) => with.clone(),
+        PathRewrite::Regex { substitution } => substitution.apply(old),
+    };
+    if let Some(query) = path.query() {
+        new.push('?');
+        new.push_str(query);
+    }
+    PathAndQuery::new(new.into())
+}
+
+/// The failure that a passed deadline makes of a request without a response.
+fn timeout_failure(expired: Expired, complete: bool) -> Option<Failure> {
+    Some(match expired {
+        Expired::MaxDuration => Failure::MaxStreamDuration(complete),
+        Expired::Route => Failure::RouteTimeout,
+        Expired::PerTry => Failure::PerTryTimeout,
+        Expired::Idle => Failure::StreamIdle(complete),
+        Expired::Request => Failure::RequestTimeout,
+    })
+}
+
+/// How far the request body has come.
+struct RequestState {
+    /// What was read so far, kept for another try.
+    replay: Vec<Bytes>,
+    replay_bytes: usize,
+    /// The whole request can be sent again.
+    replayable: bool,
+    /// Pieces of `replay` that this try has sent.
+    replayed: usize,
+    /// The client has sent everything.
+    complete: bool,
+    trailers: Option<Headers>,
+    /// This try has sent everything.
+    sent: bool,
+    mirrors: Mirrors,
+}
+
+impl RequestState {
+    fn new<S: ClientStream>(stream: &S, may_retry: bool, mirrors: Mirrors) -> Self {
+        let complete = stream.is_request_complete();
+        Self {
+            replay: Vec::new(),
+            replay_bytes: 0,
+            replayable: may_retry,
+            replayed: 0,
+            complete,
+            trailers: None,
+            sent: complete,
+            mirrors,
+        }
+    }
+
+    fn begin_try(&mut self) {
+        self.replayed = 0;
+        self.sent = self.complete && self.replay.is_empty() && self.trailers.is_none();
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        if !self.replayable {
+            return;
+        }
+        self.replay_bytes += data.len();
+        if self.replay_bytes > RETRY_BUFFER {
+            self.replayable = false;
+            self.replay = Vec::new();
+            self.replayed = 0;
+            return;
+        }
+        self.replay.push(data.clone());
+        self.replayed = self.replay.len();
+    }
+}
+
+/// What a try came to.
+enum Tried {
+    /// A response head; the stream holds its body.
+    Response(ResponseHead, Stream),
+    Failed(Reset),
+    Expired(Expired),
+}
+
+/// A request between client and upstreams.
+struct Forwarding<'f, S> {
+    exchange: &'f mut Exchange,
+    stream: &'f mut S,
+    action: &'f Forward,
+    cluster: Arc<Cluster>,
+    upgrade: bool,
+    timeouts: Timeouts,
+    body: RequestState,
+    /// Counts this request among the cluster's.
+    _active: Permit,
+}
+
+impl<S: ClientStream> Forwarding<'_, S> {
+    /// Tries endpoints until one answers or nothing more may be tried.
+    async fn run(&mut self) -> Result<(), Cut> {
+        let mut tried: Vec<Address> = Vec::new();
+        let mut retrying: Option<Permit> = None;
+        loop {
+            self.exchange.facts.attempts += 1;
+            let attempt = self.exchange.facts.attempts;
+            if !self.cluster.endpoints().ready {
+                return self.exchange.fail(self.stream, Failure::NoCluster).await;
+            }
+            let avoid = match &self.action.retry {
+                Some(policy) if policy.avoid_previous_hosts => &tried[..],
+                _ => &[],
+            };
+            let Some(endpoint) = self.cluster.pick(avoid, RESELECTIONS) else {
+                return self.exchange.fail(self.stream, Failure::NoHealthyUpstream).await;
+            };
+            let address = endpoint.address;
+            self.exchange.facts.upstream_host = Some(address.clone());
+            if attempt > 1
+                && let Some(count) = self.exchange.request().headers.get_mut("x-envoy-attempt-count")
+            {
+                *count = attempt.to_string().into();
+            }
+            let outcome = self.attempt(&address).await?;
+            drop(retrying.take());
+            let event = match &outcome {
+                Tried::Response(head, _) => Event::Response(head),
+                Tried::Failed(reset) => Event::Reset(reset),
+                Tried::Expired(Expired::PerTry) => Event::PerTryTimeout,
+                Tried::Expired(_) => Event::Final,
+            };
+            match self.may_retry(&event) {
+                Retry::Go(permit) => {
+                    retrying = Some(permit);
+                    tried.push(address.clone());
+                    if let Tried::Response(_, stream) = outcome {
+                        self.discard(&address, stream).await;
+                    }
+                    if let Some(expired) = self.back_off(attempt).await? {
+                        return self.expire(expired).await;
+                    }
+                    continue;
+                }
+                Retry::Exhausted => self.exchange.facts.flags.set(Flag::URX),
+                Retry::Vetoed => self.exchange.facts.flags.set(Flag::UO),
+                Retry::No => {}
+            }
+            return match outcome {
+                Tried::Response(head, stream) => self.relay(&address, head, stream).await,
+                Tried::Failed(reset) => {
+                    let retried = attempt > 1;
+                    self.exchange.fail(self.stream, Failure::Upstream { reset, retried }).await
+                }
+                Tried::Expired(expired) => self.expire(expired).await,
+            };
+        }
+    }
+
+    async fn expire(&mut self, expired: Expired) -> Result<(), Cut> {
+        match timeout_failure(expired, self.body.complete) {
+            Some(failure) => self.exchange.fail(self.stream, failure).await,
+            None => Ok(()),
+        }
+    }
+
+    /// One try: connection, request, response head.
+    async fn attempt(&mut self, address: &Address) -> Result<Tried, Cut> {
+        self.exchange.facts.upstream_local = None;
+        self.exchange.facts.transport_failure = None;
+        self.body.begin_try();
+        self.exchange.timers.per_try.stop();
+        let mut upstream = match self.connect(address).await? {
+            Ok(upstream) => upstream,
+            Err(outcome) => return Ok(outcome),
+        };
+        self.exchange.facts.upstream_local = upstream.local();
+        let kind = match (self.upgrade, self.body.sent) {
+            (true, _) => RequestBody::Upgrade,
+            (false, true) => RequestBody::Empty,
+            (false, false) => RequestBody::Streamed,
+        };
+        upstream.send_head(self.exchange.request(), kind);
+        if self.upgrade {
+            self.body.sent = true;
+        }
+        loop {
+            let outcome = poll_fn(|cx| self.poll_attempt(cx, &mut upstream)).await?;
+            match outcome {
+                Tried1::Head(head) if (100..200).contains(&head.status) && head.status != 101 => {
+                    self.stream.send_informational(head.status, &head.headers);
+                    poll_fn(|cx| self.stream.poll_flush(cx)).await?;
+                }
+                Tried1::Head(head) => {
+                    self.exchange.facts.response_started = Some(Instant::now());
+                    return Ok(Tried::Response(head, upstream));
+                }
+                Tried1::Failed(reset) => return Ok(Tried::Failed(reset)),
+                Tried1::Expired(expired) => return Ok(Tried::Expired(expired)),
+            }
+        }
+    }
+
+    /// A stream to `address`, while the client and the deadlines are watched.
+    async fn connect(&mut self, address: &Address) -> Result<Result<Stream, Tried>, Cut> {
+        let http2 = match self.cluster.config.protocol {
+            UpstreamProtocol::Http1 => false,
+            UpstreamProtocol::Http2 => true,
+            UpstreamProtocol::SameAsClient => self.exchange.facts.protocol == Protocol::Http2,
+        };
+        let worker = std::rc::Rc::clone(&self.exchange.context.worker);
+        let cluster = Arc::clone(&self.cluster);
+        let mut acquiring = pin!(worker.pools.acquire(&cluster, address, http2));
+        let acquired = poll_fn(|cx| {
+            if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {
+                return Poll::Ready(Ok(acquired.map_err(Tried::Failed)));
+            }
+            if self.body.complete
+                && let Poll::Ready(gone) = self.stream.poll_gone(cx)
+            {
+                return Poll::Ready(Err(Cut::Client(gone)));
+            }
+            self.start_timers();
+            self.exchange.timers.poll(cx).map(|expired| Ok(Err(Tried::Expired(expired))))
+        })
+        .await?;
+        if let Err(Tried::Failed(Reset::ConnectionFailure(reason))) = &acquired {
+            self.exchange.facts.transport_failure = Some(reason.clone());
+        }
+        Ok(acquired)
+    }
+
+    /// Route and per-try timeouts run from the moment the whole request has arrived.
+    fn start_timers(&mut self) {
+        if !self.body.complete {
+            return;
+        }
+        if let Some(timeout) = self.timeouts.route {
+            self.exchange.timers.route.start(timeout);
+        }
+        if let Some(timeout) = self.timeouts.per_try {
+            self.exchange.timers.per_try.start(timeout);
+        }
+    }
+
+    fn poll_attempt(&mut self, cx: &mut Context<'_>, upstream: &mut Stream) -> Poll<Result<Tried1, Cut>> {
+        if let Poll::Ready(Err(gone)) = self.poll_request(cx, upstream) {
+            return Poll::Ready(Err(gone.into()));
+        }
+        if let Poll::Ready(head) = upstream.poll_head(cx) {
+            return Poll::Ready(Ok(match head {
+                Ok(head) => Tried1::Head(head),
+                Err(reset) => Tried1::Failed(reset),
+            }));
+        }
+        if self.body.complete
+            && let Poll::Ready(gone) = self.stream.poll_gone(cx)
+        {
+            return Poll::Ready(Err(gone.into()));
+        }
+        self.start_timers();
+        self.exchange.timers.poll(cx).map(|expired| Ok(Tried1::Expired(expired)))
+    }
+
+    /// Moves the request body on; ready when all of it has been written.
+    fn poll_request(&mut self, cx: &mut Context<'_>, upstream: &mut Stream) -> Poll<Result<(), Gone>> {
+        while !self.body.sent {
+            ready!(upstream.poll_ready(cx));
+            if let Some(piece) = self.body.replay.get(self.body.replayed) {
+                upstream.send_data(piece.clone());
+                self.body.replayed += 1;
+                continue;
+            }
+            if self.body.complete {
+                upstream.send_end(self.body.trailers.as_ref());
+                self.body.sent = true;
+                break;
+            }
+            match self.stream.poll_body(cx) {
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                    self.exchange.timers.moved();
+                    self.exchange.facts.bytes_received += data.len() as u64;
+                    self.body.mirrors.send(&data);
+                    self.body.keep(&data);
+                    upstream.send_data(data);
+                }
+                Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
+                    self.body.trailers = Some(trailers);
+                    self.complete_request();
+                }
+                Poll::Ready(None) => self.complete_request(),
+                Poll::Ready(Some(Err(gone))) => return Poll::Ready(Err(gone)),
+                Poll::Pending => {
+                    let _ = upstream.poll_flush(cx);
+                    return Poll::Pending;
+                }
+            }
+        }
+        upstream.poll_flush(cx).map(Ok)
+    }
+
+    fn complete_request(&mut self) {
+        self.body.complete = true;
+        self.body.mirrors.end();
+        self.exchange.facts.request_complete = Some(Instant::now());
+        self.exchange.timers.request.stop();
+        self.start_timers();
+    }
+
+    /// Whether what happened is to be tried again, and may be.
+    fn may_retry(&self, event: &Event<'_>) -> Retry {
+        let Some(policy) = &self.action.retry else { return Retry::No };
+        if !event.is_retriable(&policy.on) || self.upgrade {
+            return Retry::No;
+        }
+        // A body that can't be sent again as a whole rules another try out.
+        let bodiless = self.body.complete && self.body.replay_bytes == 0;
+        if !(self.body.replayable || bodiless) {
+            return Retry::No;
+        }
+        if self.exchange.facts.attempts > policy.attempts {
+            return Retry::Exhausted;
+        }
+        let limits = &self.cluster.config.limits;
+        let usage = &self.cluster.usage;
+        let allowed = match limits.retry_budget {
+            Some(budget) => {
+                let active = usage.requests.load(Ordering::Relaxed) + usage.pending.load(Ordering::Relaxed);
+                ((f64::from(active) * budget.percent / 100.0) as u32).max(budget.min_concurrency)
+            }
+            None => limits.max_retries,
+        };
+        usage.acquire(|usage| &usage.retries, allowed).map_or(Retry::Vetoed, Retry::Go)
+    }
+
+    /// Reads what is left of a response that is not passed on, as far as it is there, to keep its connection.
+    async fn discard(&mut self, address: &Address, mut stream: Stream) {
+        let complete = poll_fn(|cx| {
+            loop {
+                match stream.poll_frame(cx) {
+                    Poll::Ready(None) => return Poll::Ready(true),
+                    Poll::Ready(Some(Ok(_))) => {}
+                    Poll::Ready(Some(Err(_))) | Poll::Pending => return Poll::Ready(false),
+                }
+            }
+        })
+        .await;
+        if complete {
+            self.exchange.context.worker.pools.give_back(&self.cluster, address, stream);
+        }
+    }
+
+    /// Waits before retry number `retry`: uniform below `base * 2^(retry-1)`, at most ten times the base.
+    async fn back_off(&mut self, retry: u32) -> Result<Option<Expired>, Cut> {
+        let Some(RetryPolicy { backoff, .. }) = &self.action.retry else { return Ok(None) };
+        let doubled = backoff.saturating_mul(1_u32.checked_shl(retry - 1).unwrap_or(u32::MAX));
+        let bound = doubled.min(*backoff * 10);
+        let bound = u64::try_from(bound.as_micros()).unwrap_or(u64::MAX);
+        let delay = Duration::from_micros(self.exchange.context.worker.random_below(bound));
+        self.exchange.timers.per_try.stop();
+        let mut sleep = pin!(tokio::time::sleep(delay));
+        poll_fn(|cx| {
+            if sleep.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(None));
+            }
+            if self.body.complete
+                && let Poll::Ready(gone) = self.stream.poll_gone(cx)
+            {
+                return Poll::Ready(Err(gone.into()));
+            }
+            self.exchange.timers.poll(cx).map(|expired| Ok(Some(expired)))
+        })
+        .await
+    }
+
+    /// Passes the response on.
+    async fn relay(&mut self, address: &Address, head: ResponseHead, mut upstream: Stream) -> Result<(), Cut> {
+        let ResponseHead { status, mut headers, end } = head;
+        let mut end = end;
+        self.exchange.facts.status = status;
+        self.exchange.facts.details = Cow::Borrowed("via_upstream");
+        let tunnel = status == 101 && self.upgrade;
+        if self.upgrade && !tunnel {
+            self.stream.close_after();
+            if (200..300).contains(&status) {
+                self.exchange.facts.details = Cow::Borrowed("websocket_handshake_unsuccessful");
+                headers.remove("content-length");
+                end = true;
+            }
+        }
+        clean_response(&mut headers, tunnel);
+        if self.exchange.settings().debug_headers {
+            let elapsed = self.exchange.facts.request_complete.unwrap_or(self.exchange.facts.started).elapsed();
+            let mut text = Vec::new();
+            super::h1::write_decimal(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), &mut text);
+            headers.set("x-envoy-upstream-service-time", text);
+        }
+        self.exchange.facts.response_headers = headers;
+        self.exchange.apply_response_ops();
+        if let (Some(origin), Some(policy)) = (&self.exchange.cors_origin, &self.action.cors) {
+            cors::decorate(policy, origin, &mut self.exchange.facts.response_headers);
+        }
+        if tunnel {
+            upgrade_headers(self.exchange);
+            self.exchange.timers.stop_all();
+            self.stream.start_tunnel();
+            self.body.complete = false;
+            self.body.sent = false;
+            self.body.replayable = false;
+        }
+        self.exchange.send_head(self.stream, end);
+        let mut responded = end;
+        let outcome = poll_fn(|cx| self.poll_relay(cx, &mut upstream, &mut responded, tunnel)).await?;
+        match outcome {
+            Relayed::Complete => {
+                if self.body.sent || self.body.complete {
+                    self.exchange.context.worker.pools.give_back(&self.cluster, address, upstream);
+                }
+                Ok(())
+            }
+            Relayed::ClosedTunnel(flag) => {
+                self.exchange.facts.flags.set(flag);
+                if flag == Flag::DC {
+                    self.exchange.facts.details = Cow::Borrowed("downstream_remote_disconnect");
+                }
+                Ok(())
+            }
+            Relayed::Broken(reset) => {
+                let flag = if reset == Reset::ConnectionTermination { Flag::UC } else { reset.flag() };
+                self.exchange.facts.flags.set(flag);
+                self.exchange.facts.details = Cow::Owned(reset.details(false));
+                Err(Cut::Response)
+            }
+            Relayed::Expired(expired) => {
+                match expired {
+                    Expired::Route => {
+                        self.exchange.facts.flags.set(Flag::UT);
+                        self.exchange.facts.details = Cow::Borrowed("response_timeout");
+                    }
+                    Expired::PerTry => {}
+                    Expired::Idle => {
+                        self.exchange.facts.flags.set(Flag::SI);
+                        self.exchange.facts.details = Cow::Borrowed("stream_idle_timeout");
+                    }
+                    Expired::MaxDuration => self.exchange.facts.details = Cow::Borrowed("max_duration_timeout"),
+                    Expired::Request => self.exchange.facts.details = Cow::Borrowed("request_overall_timeout"),
+                }
+                Err(Cut::Response)
+            }
+        }
+    }
+
+    /// Moves both directions on until the response is complete and written.
+    fn poll_relay(
+        &mut self,
+        cx: &mut Context<'_>,
+        upstream: &mut Stream,
+        responded: &mut bool,
+        tunnel: bool,
+    ) -> Poll<Result<Relayed, Cut>> {
+        if !tunnel {
+            self.exchange.timers.per_try.stop();
+        }
+        while !*responded {
+            let Poll::Ready(ready) = self.stream.poll_ready(cx) else { break };
+            ready?;
+            match upstream.poll_frame(cx) {
+                Poll::Ready(Some(Ok(upstream::Frame::Data(data)))) => {
+                    self.exchange.timers.moved();
+                    self.exchange.facts.bytes_sent += data.len() as u64;
+                    self.stream.send_data(data);
+                }
+                Poll::Ready(Some(Ok(upstream::Frame::Trailers(trailers)))) => {
+                    self.exchange.facts.response_trailers.clone_from(&trailers);
+                    self.stream.send_end(Some(trailers));
+                    *responded = true;
+                }
+                Poll::Ready(None) => {
+                    self.stream.send_end(None);
+                    *responded = true;
+                }
+                Poll::Ready(Some(Err(reset))) => {
+                    // What came before the break is still the client's.
+                    ready!(self.stream.poll_flush(cx))?;
+                    return Poll::Ready(Ok(Relayed::Broken(reset)));
+                }
+                Poll::Pending => break,
+            }
+        }
+        let flushed = self.stream.poll_flush(cx)?;
+        if *responded && flushed.is_ready() {
+            return Poll::Ready(Ok(if tunnel { Relayed::ClosedTunnel(Flag::UC) } else { Relayed::Complete }));
+        }
+        match self.poll_request(cx, upstream) {
+            Poll::Ready(Ok(())) if tunnel => return Poll::Ready(Ok(Relayed::ClosedTunnel(Flag::DC))),
+            Poll::Ready(Err(_)) if tunnel => return Poll::Ready(Ok(Relayed::ClosedTunnel(Flag::DC))),
+            Poll::Ready(Err(gone)) => return Poll::Ready(Err(gone.into())),
+            _ => {}
+        }
+        if self.body.complete
+            && !tunnel
+            && let Poll::Ready(gone) = self.stream.poll_gone(cx)
+        {
+            return Poll::Ready(Err(gone.into()));
+        }
+        self.exchange.timers.poll(cx).map(|expired| Ok(Relayed::Expired(expired)))
+    }
+}
+
+/// What one try's polling came to.
+enum Tried1 {
+    Head(ResponseHead),
+    Failed(Reset),
+    Expired(Expired),
+}
+
+/// What the relaying of a response came to.
+enum Relayed {
+    Complete,
+    ClosedTunnel(Flag),
+    Broken(Reset),
+    Expired(Expired),
+}
+
+/// Whether there is another try.
+enum Retry {
+    /// Yes; the permit counts it among the cluster's retries.
+    Go(Permit),
+    /// The policy's number of retries is used up.
+    Exhausted,
+    /// The cluster has no room for another retry.
+    Vetoed,
+    /// The policy doesn't ask for one.
+    No,
+}
+
+/// What a try came to, as retry policies see it.
+enum Event<'e> {
+    Response(&'e ResponseHead),
+    Reset(&'e Reset),
+    PerTryTimeout,
+    /// Nothing that another try could help.
+    Final,
+}
+
+impl Event<'_> {
+    /// `reference/networking.md` §3.11, each token as measured.
+    fn is_retriable(&self, on: &RetryOn) -> bool {
+        match self {
+            Self::Final | Self::Reset(Reset::Overflow) => false,
+            Self::PerTryTimeout => on.server_error || on.gateway_error || on.reset,
+            Self::Reset(reset) => {
+                let no_response = on.server_error || on.gateway_error || on.reset;
+                no_response
+                    || match reset {
+                        Reset::ConnectionFailure(_) | Reset::ConnectionTimeout => {
+                            on.connect_failure || on.reset_before_request
+                        }
+                        Reset::RemoteRefused => on.refused_stream,
+                        _ => false,
+                    }
+            }
+            Self::Response(head) => {
+                let limited = head.headers.contains("x-envoy-ratelimited");
+                if limited && on.envoy_ratelimited {
+                    return true;
+                }
+                let grpc = head.headers.get_str("grpc-status").and_then(|status| status.parse::<u8>().ok());
+                (on.server_error && (500..600).contains(&head.status) && !limited)
+                    || (on.gateway_error && (502..=504).contains(&head.status) && !limited)
+                    || (on.retriable_4xx && head.status == 409)
+                    || on.status_codes.contains(&head.status)
+                    || grpc.is_some_and(|code| on.grpc_codes.contains(&code))
+            }
+        }
+    }
+}
+
+/// Removes from a response what concerns one connection only.
+fn clean_response(headers: &mut Headers, tunnel: bool) {
+    headers.retain(|line| match &line.name[..] {
+        b"connection" | b"upgrade" => tunnel,
+        b"keep-alive" | b"proxy-connection" | b"transfer-encoding" => false,
+        _ => true,
+    });
+}
+
+/// The headers of a 101 response that an HTTP/2 upstream doesn't send.
+fn upgrade_headers(exchange: &mut Exchange) {
+    let key = exchange.request().headers.get("sec-websocket-key").cloned();
+    let headers = &mut exchange.facts.response_headers;
+    headers.remove("content-length");
+    if headers.contains("upgrade") {
+        return;
+    }
+    headers.push("connection", Bytes::from_static(b"upgrade"));
+    headers.push("upgrade", Bytes::from_static(b"websocket"));
+    if let Some(key) = key
+        && !headers.contains("sec-websocket-accept")
+    {
+        headers.push("sec-websocket-accept", websocket_accept(&key));
+    }
+}
+
+/// RFC 6455 §4.2.2.
+fn websocket_accept(key: &[u8]) -> String {
+    use base64::Engine;
+    use sha1::{Digest, Sha1};
+    let mut hash = Sha1::new();
+    hash.update(key);
+    hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    base64::engine::general_purpose::STANDARD.encode(hash.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn websocket_keys_are_answered_as_the_rfc_shows() {
+        assert_eq!(websocket_accept(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn grpc_timeouts_have_six_units() {
+        for (text, expected) in [
+            ("1H", Some(3_600_000)),
+            ("2M", Some(120_000)),
+            ("3S", Some(3000)),
+            ("400m", Some(400)),
+            ("1u", Some(1)),
+            ("1n", Some(1)),
+            ("0m", None),
+            ("m", None),
+            ("5", None),
+            ("123456789m", None),
+            ("-1m", None),
+        ] {
+            assert_eq!(grpc_timeout(text.as_bytes()).map(|timeout| timeout.as_millis()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn each_token_retries_its_own_failures() {
+        let response = |status: u16, header: Option<(&'static str, &'static str)>| {
+            let mut headers = Headers::default();
+            if let Some((name, value)) = header {
+                headers.push(name, value);
+            }
+            ResponseHead { status, headers, end: true }
+        };
+        let refused = Reset::ConnectionFailure("x".into());
+        let plain_503 = response(503, None);
+        let limited = response(503, Some(("x-envoy-ratelimited", "true")));
+        let conflict = response(409, None);
+        let unavailable = response(200, Some(("grpc-status", "14")));
+        let none = RetryOn::default;
+        let cases: [(RetryOn, Event<'_>, bool); 15] = [
+            (RetryOn { server_error: true, ..none() }, Event::Response(&plain_503), true),
+            (RetryOn { server_error: true, ..none() }, Event::Response(&limited), false),
+            (RetryOn { server_error: true, ..none() }, Event::PerTryTimeout, true),
+            (RetryOn { gateway_error: true, ..none() }, Event::Reset(&Reset::RemoteReset), true),
+            (RetryOn { reset: true, ..none() }, Event::Reset(&refused), true),
+            (RetryOn { reset: true, ..none() }, Event::Response(&plain_503), false),
+            (RetryOn { reset_before_request: true, ..none() }, Event::Reset(&Reset::ConnectionTermination), false),
+            (RetryOn { reset_before_request: true, ..none() }, Event::Reset(&refused), true),
+            (RetryOn { connect_failure: true, ..none() }, Event::Reset(&Reset::ConnectionTimeout), true),
+            (RetryOn { connect_failure: true, ..none() }, Event::PerTryTimeout, false),
+            (RetryOn { refused_stream: true, ..none() }, Event::Reset(&Reset::RemoteRefused), true),
+            (RetryOn { retriable_4xx: true, ..none() }, Event::Response(&conflict), true),
+            (RetryOn { envoy_ratelimited: true, ..none() }, Event::Response(&limited), true),
+            (RetryOn { grpc_codes: vec![14], ..none() }, Event::Response(&unavailable), true),
+            (RetryOn { server_error: true, ..none() }, Event::Reset(&Reset::Overflow), false),
+        ];
+        for (index, (on, event, expected)) in cases.iter().enumerate() {
+            assert_eq!(event.is_retriable(on), *expected, "case {index}");
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! HTTP/2 with clients: the connection loop and one exchange's stream.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use pingora_core::protocols::http::v2::server::{H2Options, handshake};
+use tokio::time::Sleep;
+
+use super::exchange::{self, Begun, is_authority_byte};
+use super::headers::Headers;
+use super::{ClientStream, Frame, Gone, Serving};
+use crate::request::{PathAndQuery, Protocol, RequestHead};
+use crate::response::Flag;
+use crate::stream::Transport;
+use crate::upstream::{from_header_map, to_header_map};
+use config::snapshot::listener::{HttpSettings, Underscores};
+
+/// Decoded header list that the codec accepts; smaller limits are checked here, to answer as Envoy does.
+const MAX_HEADER_LIST: u32 = 256 * 1024;
+/// Decoded header list that a request may have: 60 KiB as for HTTP/1.
+const MAX_REQUEST_HEADERS: usize = 60 * 1024;
+/// Header fields, pseudo headers included.
+const MAX_FIELDS: usize = 100;
+/// Bytes of one stream that wait to be written.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Streams that a client may reset right after opening them before the connection is cut (Envoy: 251).
+const MAX_PENDING_RESETS: usize = 250;
+/// Malformed or oversized requests on one connection before it is cut.
+const MAX_REFUSED: u32 = 100;
+/// How long the handshake may take: Envoy's listener filter timeout.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+/// After a response that came before the request's end: how much of the request is still read, and for how long. Some
+/// clients lose a response whose stream is reset under their hands.
+const DRAIN_BYTES: usize = 1 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// Serves the requests of a connection, all at once.
+pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
+    let (_, chain) = context.pin();
+    let settings = &*chain.settings;
+    let mut options = H2Options::new();
+    options
+        .initial_window_size(settings.initial_stream_window)
+        .initial_connection_window_size(settings.initial_connection_window)
+        .max_concurrent_streams(settings.max_concurrent_streams)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
+    if context.worker.gateway.http2_websocket {
+        options.enable_connect_protocol();
+    }
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(Box::new(transport), Some(options)));
+    let Ok(Ok(mut connection)) = handshake.await else { return };
+    let active = Rc::new(Cell::new(0_u32));
+    let mut lifetime = Lifetime::new(settings, &active);
+    let mut draining = pin!(context.drain.draining());
+    let mut closing = pin!(context.drain.closing());
+    let mut refused = 0;
+    loop {
+        let next = poll_fn(|cx| {
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(Next::Accepted(accepted.map(|accepted| accepted.map(Box::new))));
+            }
+            if closing.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Next::Close);
+            }
+            if !lifetime.ending && draining.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Next::Drain);
+            }
+            lifetime.poll(cx)
+        })
+        .await;
+        match next {
+            Next::Accepted(Some(Ok(accepted))) => {
+                let (request, respond) = *accepted;
+                lifetime.moved();
+                let (parts, recv) = request.into_parts();
+                let stream = Stream::new(respond, recv);
+                match request_head(parts, &context) {
+                    Ok(head) => {
+                        let context = Rc::clone(&context);
+                        let guard = Active::new(&active);
+                        tokio::task::spawn_local(async move {
+                            let _guard = guard;
+                            run(&context, stream, head).await;
+                        });
+                    }
+                    Err(refusal) => {
+                        refused += 1;
+                        stream.refuse();
+                        exchange::reset(&context, Begun::now(), refusal.flag(), refusal.details());
+                        if refused > MAX_REFUSED {
+                            return;
+                        }
+                    }
+                }
+            }
+            // A broken connection, or its end.
+            Next::Accepted(Some(Err(_)) | None) | Next::Close => return,
+            Next::Drain => {
+                lifetime.ending = true;
+                connection.graceful_shutdown();
+            }
+        }
+    }
+}
+
+type Accepted = (http::Request<RecvStream>, SendResponse<Bytes>);
+
+enum Next {
+    Accepted(Option<Result<Box<Accepted>, h2::Error>>),
+    Drain,
+    Close,
+}
+
+/// Idle time and age of a connection.
+struct Lifetime {
+    active: Rc<Cell<u32>>,
+    /// GOAWAY has been sent.
+    ending: bool,
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    age: Option<Pin<Box<Sleep>>>,
+    last: Instant,
+}
+
+impl Lifetime {
+    fn new(settings: &HttpSettings, active: &Rc<Cell<u32>>) -> Self {
+        Self {
+            active: Rc::clone(active),
+            ending: false,
+            idle: settings.idle_timeout.map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
+            age: settings.max_connection_duration.map(|limit| Box::pin(tokio::time::sleep(limit))),
+            last: Instant::now(),
+        }
+    }
+
+    fn moved(&mut self) {
+        self.last = Instant::now();
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        if self.ending {
+            return Poll::Pending;
+        }
+        if let Some(age) = &mut self.age
+            && age.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Next::Drain);
+        }
+        let Some((limit, timer)) = &mut self.idle else { return Poll::Pending };
+        while timer.as_mut().poll(cx).is_ready() {
+            if self.active.get() > 0 {
+                self.last = Instant::now();
+            }
+            let left = limit.saturating_sub(self.last.elapsed());
+            if left.is_zero() {
+                return Poll::Ready(Next::Drain);
+            }
+            timer.as_mut().reset(tokio::time::Instant::now() + left);
+        }
+        Poll::Pending
+    }
+}
+
+/// Counts a request as under way while it lives.
+struct Active(Rc<Cell<u32>>);
+
+impl Active {
+    fn new(count: &Rc<Cell<u32>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+async fn run(context: &Rc<Serving>, mut stream: Stream, head: RequestHead) {
+    exchange::run_h2(context, &mut stream, head, Begun::now()).await;
+    stream.drain().await;
+}
+
+/// Why a request is reset without an answer.
+#[derive(Debug, Clone, Copy)]
+enum Refusal {
+    TooLarge,
+    TooMany,
+    Underscore,
+    Malformed,
+}
+
+impl Refusal {
+    fn flag(self) -> Flag {
+        match self {
+            Self::Malformed => Flag::DPE,
+            Self::TooLarge | Self::TooMany | Self::Underscore => Flag::DR,
+        }
+    }
+
+    fn details(self) -> &'static str {
+        match self {
+            Self::TooLarge => "http2.header_list_size_too_large",
+            Self::TooMany => "http2.too_many_headers",
+            Self::Underscore => "http2.unexpected_underscore",
+            Self::Malformed => "http2.violation.of.messaging.rule",
+        }
+    }
+}
+
+/// The request of an HTTP/2 head.
+fn request_head(parts: http::request::Parts, context: &Serving) -> Result<RequestHead, Refusal> {
+    let size: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if size + parts.uri.path_and_query().map_or(0, |path| path.as_str().len()) > MAX_REQUEST_HEADERS {
+        return Err(Refusal::TooLarge);
+    }
+    let pseudo = 4;
+    if parts.headers.len() + pseudo > MAX_FIELDS {
+        return Err(Refusal::TooMany);
+    }
+    let mut headers = from_header_map(&parts.headers);
+    if context.pin().1.settings.underscores == Underscores::Reject
+        && headers.iter().any(|line| line.name.contains(&b'_'))
+    {
+        return Err(Refusal::Underscore);
+    }
+    let host = headers.get("host").cloned();
+    headers.remove("host");
+    join_cookies(&mut headers);
+    let authority = match parts.uri.authority() {
+        Some(authority) => Bytes::copy_from_slice(authority.as_str().as_bytes()),
+        None => host.ok_or(Refusal::Malformed)?,
+    };
+    if authority.is_empty() || !authority.iter().all(|&byte| is_authority_byte(byte)) {
+        return Err(Refusal::Malformed);
+    }
+    let mut method = Bytes::copy_from_slice(parts.method.as_str().as_bytes());
+    // WebSocket over HTTP/2 goes on as the upgrade that it stands for (RFC 8441 §5).
+    if let Some(protocol) = parts.extensions.get::<h2::ext::Protocol>() {
+        method = Bytes::from_static(b"GET");
+        headers.push("connection", Bytes::from_static(b"upgrade"));
+        headers.push("upgrade", Bytes::copy_from_slice(protocol.as_str().as_bytes()));
+        if !headers.contains("sec-websocket-key") {
+            headers.push("sec-websocket-key", websocket_key(context));
+        }
+    }
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    if method != "CONNECT" && !path.starts_with('/') {
+        return Err(Refusal::Malformed);
+    }
+    Ok(RequestHead {
+        method,
+        path: PathAndQuery::new(escape_high_bytes(path)),
+        authority,
+        scheme: if context.facts.tls { "https" } else { "http" },
+        headers,
+    })
+}
+
+/// Bytes from 0x80 on are percent-encoded, as Envoy does for HTTP/2 paths.
+fn escape_high_bytes(path: &str) -> Bytes {
+    if path.is_ascii() {
+        return Bytes::copy_from_slice(path.as_bytes());
+    }
+    percent_encoding::percent_encode(path.as_bytes(), &percent_encoding::AsciiSet::EMPTY).to_string().into()
+}
+
+/// HTTP/2 may split cookies over lines; HTTP/1.1 knows one (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut Headers) {
+    if headers.get_all("cookie").nth(1).is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers.get_all("cookie").map(|cookie| &cookie[..]).collect();
+    let joined = all.join(&b"; "[..]);
+    headers.set("cookie", joined);
+}
+
+fn websocket_key(context: &Serving) -> String {
+    use base64::Engine;
+    let random = context.worker.random_below(u64::MAX).to_be_bytes();
+    base64::engine::general_purpose::STANDARD.encode([random, random].concat())
+}
+
+/// The client's side of one HTTP/2 exchange.
+struct Stream {
+    respond: SendResponse<Bytes>,
+    recv: RecvStream,
+    received: bool,
+    send: Option<SendStream<Bytes>>,
+    /// Data that waits for flow control.
+    pending: Bytes,
+    /// The end waits behind `pending`, with its trailers.
+    end: Option<Option<http::HeaderMap>>,
+    ended: bool,
+    head_request: bool,
+    tunnel: bool,
+}
+
+impl Stream {
+    fn new(respond: SendResponse<Bytes>, recv: RecvStream) -> Self {
+        let received = recv.is_end_stream();
+        Self {
+            respond,
+            recv,
+            received,
+            send: None,
+            pending: Bytes::new(),
+            end: None,
+            ended: false,
+            head_request: false,
+            tunnel: false,
+        }
+    }
+
+    fn refuse(mut self) {
+        self.respond.send_reset(Reason::INTERNAL_ERROR);
+    }
+
+    /// After a complete response: reads what the client still sends, within bounds.
+    async fn drain(mut self) {
+        if self.received || !self.ended {
+            return;
+        }
+        let mut left = DRAIN_BYTES;
+        let rest = poll_fn(|cx| {
+            while let Some(Ok(Frame::Data(data))) = ready!(self.poll_body(cx)) {
+                left = left.saturating_sub(data.len());
+                if left == 0 {
+                    break;
+                }
+            }
+            Poll::Ready(())
+        });
+        // A client that goes on is reset when the stream drops.
+        let _ = tokio::time::timeout(DRAIN_TIME, rest).await;
+    }
+
+    fn gone(error: &h2::Error) -> Gone {
+        match error.reason() {
+            // Data that belies its content-length is the codec's own finding.
+            Some(Reason::PROTOCOL_ERROR) if !error.is_remote() => Gone::BadBody,
+            _ if error.is_reset() => Gone::Reset,
+            _ => Gone::Disconnected,
+        }
+    }
+
+    fn fail<T>(&mut self, error: &h2::Error) -> Poll<Result<T, Gone>> {
+        self.pending = Bytes::new();
+        Poll::Ready(Err(Self::gone(error)))
+    }
+}
+
+impl ClientStream for Stream {
+    fn protocol(&self) -> Protocol {
+        Protocol::Http2
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Gone>>> {
+        loop {
+            match ready!(self.recv.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // The caller takes data only when it has room; an error shows with the next read.
+                    let _ = self.recv.flow_control().release_capacity(data.len());
+                    if data.is_empty() {
+                        continue;
+                    }
+                    return Poll::Ready(Some(Ok(Frame::Data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(Self::gone(&error)))),
+                None => break,
+            }
+        }
+        let trailers = ready!(self.recv.poll_trailers(cx));
+        self.received = true;
+        Poll::Ready(match trailers {
+            Ok(Some(trailers)) => Some(Ok(Frame::Trailers(from_header_map(&trailers)))),
+            Ok(None) => None,
+            Err(error) => Some(Err(Self::gone(&error))),
+        })
+    }
+
+    fn is_request_complete(&self) -> bool {
+        self.received
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
+        let reset = match &mut self.send {
+            Some(send) => ready!(send.poll_reset(cx)),
+            None => ready!(self.respond.poll_reset(cx)),
+        };
+        Poll::Ready(match reset {
+            Ok(_) => Gone::Reset,
+            Err(error) => Self::gone(&error),
+        })
+    }
+
+    fn send_informational(&mut self, status: u16, headers: &Headers) {
+        let Ok(status) = http::StatusCode::from_u16(status) else { return };
+        let mut response = http::Response::new(());
+        *response.status_mut() = status;
+        *response.headers_mut() = to_header_map(headers);
+        // A client that has gone is noticed elsewhere.
+        let _ = self.respond.send_informational(response);
+    }
+
+    fn send_head(&mut self, status: u16, headers: &Headers, end: bool) {
+        let mut response = http::Response::new(());
+        *response.headers_mut() = to_header_map(headers);
+        let mut status = status;
+        if self.tunnel {
+            status = 200;
+            for name in ["connection", "upgrade", "sec-websocket-accept"] {
+                response.headers_mut().remove(name);
+            }
+        }
+        *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_GATEWAY);
+        if let Ok(send) = self.respond.send_response(response, end) {
+            self.send = (!end).then_some(send);
+        }
+        self.ended = end;
+    }
+
+    fn send_data(&mut self, data: Bytes) {
+        self.pending = if self.pending.is_empty() { data } else { [&self.pending[..], &data[..]].concat().into() };
+    }
+
+    fn send_end(&mut self, trailers: Option<Headers>) {
+        self.end = Some(trailers.as_ref().map(to_header_map));
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        let Some(send) = &mut self.send else {
+            self.pending = Bytes::new();
+            return Poll::Ready(Ok(()));
+        };
+        if self.head_request {
+            self.pending = Bytes::new();
+        }
+        while !self.pending.is_empty() {
+            send.reserve_capacity(self.pending.len());
+            let capacity = match ready!(send.poll_capacity(cx)) {
+                Some(Ok(capacity)) => capacity.min(self.pending.len()),
+                Some(Err(error)) => return self.fail(&error),
+                None => {
+                    self.pending = Bytes::new();
+                    return Poll::Ready(Err(Gone::Reset));
+                }
+            };
+            let piece = self.pending.split_to(capacity);
+            let last = self.pending.is_empty() && matches!(self.end, Some(None));
+            if let Err(error) = send.send_data(piece, last) {
+                return self.fail(&error);
+            }
+            if last {
+                self.end = None;
+                self.ended = true;
+            }
+        }
+        if let Some(trailers) = self.end.take() {
+            let sent = match trailers {
+                Some(trailers) => send.send_trailers(trailers),
+                None => send.send_data(Bytes::new(), true),
+            };
+            if let Err(error) = sent {
+                return self.fail(&error);
+            }
+            self.ended = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        self.poll_ready(cx)
+    }
+
+    fn abort(&mut self) {
+        match &mut self.send {
+            Some(send) => send.send_reset(Reason::INTERNAL_ERROR),
+            None => self.respond.send_reset(Reason::INTERNAL_ERROR),
+        }
+    }
+
+    fn close_after(&mut self) {}
+
+    fn start_tunnel(&mut self) {
+        self.tunnel = true;
+    }
+}

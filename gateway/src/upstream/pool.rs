@@ -1,0 +1,203 @@
+//! Upstream connections of one worker, by cluster, endpoint and protocol.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ahash::AHashMap;
+use config::snapshot::cluster::ClusterName;
+use tokio::sync::Notify;
+
+use super::cluster::{Address, Cluster};
+use super::{Stream, connection, h1, h2};
+use crate::response::Reset;
+use crate::state::State;
+
+/// Idle connections kept for one endpoint.
+const MAX_IDLE: usize = 1024;
+
+/// The pools of a worker.
+#[derive(Debug)]
+pub struct Pools {
+    /// Tells all workers that somebody waits for a connection that may be idle with one of them.
+    crowded: Arc<Notify>,
+    h1: RefCell<AHashMap<Key, VecDeque<h1::Connection>>>,
+    h2: RefCell<AHashMap<Key, Rc<Shared2>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    cluster: ClusterName,
+    address: Address,
+}
+
+/// The HTTP/2 connections to one endpoint.
+#[derive(Debug, Default)]
+struct Shared2 {
+    connections: RefCell<Vec<h2::Connection>>,
+    /// Held while a connection is being opened, so that one serves all who wait.
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Pools {
+    /// Empty pools. `crowded` is shared by all workers, which sweep their pools when it is signalled.
+    pub fn new(crowded: Arc<Notify>) -> Self {
+        Self { crowded, h1: RefCell::default(), h2: RefCell::default() }
+    }
+
+    /// A stream for one request to `address`, on a pooled connection or a new one.
+    ///
+    /// # Errors
+    /// The connect failed or took too long, or a limit of the cluster is reached.
+    pub async fn acquire(&self, cluster: &Arc<Cluster>, address: &Address, http2: bool) -> Result<Stream, Reset> {
+        let key = Key { cluster: cluster.config.name.clone(), address: address.clone() };
+        if http2 { self.acquire_h2(key, cluster).await } else { self.acquire_h1(key, cluster).await }
+    }
+
+    async fn acquire_h1(&self, key: Key, cluster: &Arc<Cluster>) -> Result<Stream, Reset> {
+        if let Some(connection) = self.checkout(&key, cluster) {
+            return Ok(Stream::H1(Box::new(connection.begin())));
+        }
+        let limits = &cluster.config.limits;
+        let _pending =
+            cluster.usage.acquire(|usage| &usage.pending, limits.max_pending_requests).ok_or(Reset::Overflow)?;
+        loop {
+            let freed = cluster.usage.freed.notified();
+            if let Some(permit) = cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) {
+                let transport = connection::connect(&cluster.config, &key.address).await?;
+                return Ok(Stream::H1(Box::new(h1::Connection::new(transport, permit).begin())));
+            }
+            // Idle connections of other workers and endpoints make room.
+            self.crowded.notify_waiters();
+            self.close_idle_of(&key.cluster);
+            if cluster.usage.connections.load(std::sync::atomic::Ordering::Relaxed) >= limits.max_connections {
+                freed.await;
+            }
+            if let Some(connection) = self.checkout(&key, cluster) {
+                return Ok(Stream::H1(Box::new(connection.begin())));
+            }
+        }
+    }
+
+    async fn acquire_h2(&self, key: Key, cluster: &Arc<Cluster>) -> Result<Stream, Reset> {
+        let limits = &cluster.config.limits;
+        let slot = Rc::clone(self.h2.borrow_mut().entry(key.clone()).or_default());
+        let usable = |slot: &Shared2| {
+            let mut connections = slot.connections.borrow_mut();
+            connections.retain(|connection| {
+                connection.is_usable(limits.max_requests_per_connection, limits.max_connection_duration)
+            });
+            connections.iter().find(|connection| connection.has_room(limits.max_concurrent_streams)).cloned()
+        };
+        if let Some(connection) = usable(&slot) {
+            return begin_h2(&connection).await;
+        }
+        let _pending =
+            cluster.usage.acquire(|usage| &usage.pending, limits.max_pending_requests).ok_or(Reset::Overflow)?;
+        let _opening = slot.opening.lock().await;
+        if let Some(connection) = usable(&slot) {
+            return begin_h2(&connection).await;
+        }
+        let permit = loop {
+            let freed = cluster.usage.freed.notified();
+            match cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) {
+                Some(permit) => break permit,
+                None => freed.await,
+            }
+        };
+        let opened = async {
+            let transport = connection::connect(&cluster.config, &key.address).await?;
+            h2::Connection::open(transport, permit, limits.max_concurrent_streams).await
+        };
+        let connection = tokio::time::timeout(cluster.config.connect_timeout, opened)
+            .await
+            .map_err(|_| Reset::ConnectionTimeout)??;
+        slot.connections.borrow_mut().push(connection.clone());
+        begin_h2(&connection).await
+    }
+
+    /// An idle connection that is still good, the most recently used first.
+    fn checkout(&self, key: &Key, cluster: &Cluster) -> Option<h1::Connection> {
+        let limits = &cluster.config.limits;
+        let mut pools = self.h1.borrow_mut();
+        let idle = pools.get_mut(key)?;
+        while let Some(mut connection) = idle.pop_back() {
+            let fresh = limits.idle_timeout.is_none_or(|limit| connection.idle_since.elapsed() < limit)
+                && limits.max_connection_duration.is_none_or(|limit| connection.opened.elapsed() < limit);
+            if fresh && connection.is_usable() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Takes back the connection of a finished request, if it can be used again.
+    pub fn give_back(&self, cluster: &Arc<Cluster>, address: &Address, stream: Stream) {
+        let Stream::H1(stream) = stream else { return };
+        let Some(connection) = stream.into_reusable() else { return };
+        let limits = &cluster.config.limits;
+        let spent = limits.max_requests_per_connection > 0 && connection.requests >= limits.max_requests_per_connection;
+        if spent {
+            return;
+        }
+        let key = Key { cluster: cluster.config.name.clone(), address: address.clone() };
+        let mut pools = self.h1.borrow_mut();
+        let idle = pools.entry(key).or_default();
+        if idle.len() < MAX_IDLE {
+            idle.push_back(connection);
+        }
+        // Somebody waits for a connection: on this worker it finds this one, on another it needs its place.
+        if limits.max_connections < u32::MAX && cluster.usage.pending.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+            cluster.usage.freed.notify_waiters();
+            self.crowded.notify_waiters();
+        }
+    }
+
+    /// Closes idle connections of one cluster, to make room for others.
+    fn close_idle_of(&self, cluster: &ClusterName) {
+        self.h1.borrow_mut().retain(|key, _| key.cluster != *cluster);
+    }
+
+    /// Closes connections that the upstream has closed, that are idle for too long, or whose endpoint is gone.
+    pub fn sweep(&self, state: &State) {
+        let now = Instant::now();
+        self.h1.borrow_mut().retain(|key, idle| {
+            let Some(cluster) = serving(state, key) else { return false };
+            let limits = &cluster.config.limits;
+            let crowded = limits.max_connections < u32::MAX
+                && cluster.usage.pending.load(std::sync::atomic::Ordering::Relaxed) > 0;
+            idle.retain_mut(|connection| {
+                !crowded
+                    && limits.idle_timeout.is_none_or(|limit| now.duration_since(connection.idle_since) < limit)
+                    && limits.max_connection_duration.is_none_or(|limit| connection.opened.elapsed() < limit)
+                    && connection.is_usable()
+            });
+            !idle.is_empty()
+        });
+        self.h2.borrow_mut().retain(|key, slot| {
+            let cluster = serving(state, key);
+            let mut connections = slot.connections.borrow_mut();
+            connections.retain(|connection| {
+                let Some(cluster) = cluster else { return !connection.is_idle() };
+                let limits = &cluster.config.limits;
+                let expired = limits
+                    .idle_timeout
+                    .is_some_and(|limit| connection.is_idle() && now.duration_since(connection.idle_since()) >= limit);
+                !expired && connection.is_usable(limits.max_requests_per_connection, limits.max_connection_duration)
+            });
+            !connections.is_empty() || Rc::strong_count(slot) > 1
+        });
+    }
+}
+
+/// The cluster of a pool, if it still has the endpoint.
+fn serving<'s>(state: &'s State, key: &Key) -> Option<&'s Arc<Cluster>> {
+    let cluster = state.clusters.get(&key.cluster)?;
+    cluster.endpoints().endpoints.iter().any(|endpoint| endpoint.address == key.address).then_some(cluster)
+}
+
+async fn begin_h2(connection: &h2::Connection) -> Result<Stream, Reset> {
+    connection.begin().await.map(|stream| Stream::H2(Box::new(stream)))
+}

@@ -1,7 +1,10 @@
 //! The signal that a listener's connections should come to an end.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Poll;
 
 use tokio::sync::Notify;
 
@@ -49,6 +52,26 @@ impl Drain {
         self.reached(CLOSING).await;
     }
 
+    /// Runs `future` until it is done or connections must close; `None` in the latter case, with the future dropped.
+    ///
+    /// The signal is looked at once and then only while a drain is under way, so that serving takes no lock.
+    pub async fn until_closing<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        let mut closing = pin!(self.reached(CLOSING));
+        let mut registered = false;
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            if !registered || self.is_draining() {
+                registered = true;
+                return closing.as_mut().poll(cx).map(|()| None);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
     fn advance(&self, phase: u8) {
         self.0.phase.fetch_max(phase, Ordering::Release);
         self.0.changed.notify_waiters();
@@ -65,5 +88,24 @@ impl Drain {
             }
             changed.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_drain_lets_work_go_on_and_a_close_ends_it() {
+        let drain = Drain::default();
+        assert_eq!(drain.until_closing(async { 1 }).await, Some(1));
+        let other = drain.clone();
+        let work = tokio::spawn(async move { other.until_closing(std::future::pending::<()>()).await });
+        tokio::task::yield_now().await;
+        drain.start();
+        tokio::task::yield_now().await;
+        assert!(drain.is_draining() && !work.is_finished());
+        drain.close();
+        assert_eq!(work.await.ok(), Some(None));
     }
 }

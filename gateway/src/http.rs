@@ -55,15 +55,16 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may take to show what it speaks: the longest time a connection may be idle in Envoy.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Serves a plaintext connection, HTTP/1.1 or HTTP/2 by its first bytes, until it ends.
+/// Serves a plaintext connection, HTTP/1.1 or HTTP/2 by its first bytes, until it ends or its listener's drain does.
 pub async fn serve(worker: Rc<Worker>, downstream: Downstream) {
+    let drain = downstream.drain.clone();
+    drain.until_closing(serve_connection(worker, downstream)).await;
+}
+
+async fn serve_connection(worker: Rc<Worker>, downstream: Downstream) {
     let Downstream { transport, listener, facts, drain } = downstream;
     let mut connection = Buffered::new(transport, BytesMut::new());
-    let closing = drain.closing();
-    let speaks_http2 = tokio::select! {
-        speaks_http2 = tokio::time::timeout(SNIFF_TIMEOUT, sniff(&mut connection)) => speaks_http2,
-        () = closing => return,
-    };
+    let speaks_http2 = tokio::time::timeout(SNIFF_TIMEOUT, sniff(&mut connection)).await;
     let context = Rc::new(Serving { worker, listener, facts, drain, current: RefCell::default() });
     match speaks_http2 {
         Ok(Some(true)) => {

@@ -48,6 +48,8 @@ pub(super) struct Exchange {
     pub destination: usize,
     /// The response head has been sent.
     pub head_sent: bool,
+    /// Metrics and log have been told.
+    recorded: bool,
 }
 
 /// Why an exchange ends without a complete response.
@@ -190,6 +192,7 @@ impl Exchange {
             cors_origin: None,
             destination: 0,
             head_sent: false,
+            recorded: false,
         }
     }
 
@@ -367,7 +370,9 @@ impl Exchange {
                     headers.push("content-type", Bytes::from_static(b"text/plain"));
                 }
             }
-            reply.body
+            // The length tells what the body would have been.
+            let head_request = self.facts.request.as_ref().is_some_and(|request| request.method == "HEAD");
+            if head_request { Bytes::new() } else { reply.body }
         };
         if let (Some(origin), Some(Action::Forward(action))) =
             (&self.cors_origin, self.facts.route.as_ref().map(|route| &*route.action))
@@ -378,12 +383,9 @@ impl Exchange {
         if reply.close || !stream.is_request_complete() {
             stream.close_after();
         }
-        let head_request = self.facts.request.as_ref().is_some_and(|request| request.method == "HEAD");
         self.send_head(stream, body.is_empty());
         if !body.is_empty() {
-            if !head_request {
-                self.facts.bytes_sent += body.len() as u64;
-            }
+            self.facts.bytes_sent += body.len() as u64;
             stream.send_data(body);
             stream.send_end(None);
         }
@@ -452,8 +454,19 @@ impl Exchange {
         self.record();
     }
 
-    fn record(&self) {
+    fn record(&mut self) {
+        self.recorded = true;
         self.context.worker.gateway.telemetry.record(&self.state, &self.facts);
+    }
+}
+
+impl Drop for Exchange {
+    /// A request that is cut off by the end of a drain, or by a panic, is logged as one whose client went away.
+    fn drop(&mut self) {
+        if !self.recorded {
+            self.note_gone(Gone::Disconnected);
+            self.record();
+        }
     }
 }
 

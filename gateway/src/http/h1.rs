@@ -1,7 +1,7 @@
 //! HTTP/1.1 with clients: the connection loop and one exchange's framing.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -77,7 +77,7 @@ enum Head {
     Refused(Failure),
     /// The peer went away within a head.
     Aborted,
-    /// Between two requests: closed by the peer, idle for too long, or drained.
+    /// Between two requests: closed by the peer, or idle for too long.
     Closed,
 }
 
@@ -95,8 +95,6 @@ async fn wait_for_head(context: &Serving, connection: &mut Buffered, idle: &mut 
     let mut scanner = HeadScanner::default();
     let mut deadline: Option<Pin<Box<Sleep>>> = None;
     let since = Instant::now();
-    let mut closing = pin!(context.drain.closing());
-    let mut watched = false;
     poll_fn(|cx| {
         loop {
             if !connection.read.is_empty() {
@@ -114,15 +112,6 @@ async fn wait_for_head(context: &Serving, connection: &mut Buffered, idle: &mut 
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => break,
             }
-        }
-        // Registers with the drain signal once; the wake-up that it causes is for this task.
-        if !watched {
-            watched = true;
-            if closing.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Head::Closed);
-            }
-        } else if context.drain.is_closing() {
-            return Poll::Ready(Head::Closed);
         }
         if !connection.read.is_empty()
             && let Some(limit) = settings.request_headers_timeout.or(settings.request_timeout)

@@ -61,15 +61,11 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
     let active = Rc::new(Cell::new(0_u32));
     let mut lifetime = Lifetime::new(settings, &active);
     let mut draining = pin!(context.drain.draining());
-    let mut closing = pin!(context.drain.closing());
     let mut refused = 0;
     loop {
         let next = poll_fn(|cx| {
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(Next::Accepted(accepted.map(|accepted| accepted.map(Box::new))));
-            }
-            if closing.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Next::Close);
             }
             if !lifetime.ending && draining.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Next::Drain);
@@ -103,7 +99,7 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
                 }
             }
             // A broken connection, or its end.
-            Next::Accepted(Some(Err(_)) | None) | Next::Close => return,
+            Next::Accepted(Some(Err(_)) | None) => return,
             Next::Drain => {
                 lifetime.ending = true;
                 connection.graceful_shutdown();
@@ -117,7 +113,6 @@ type Accepted = (http::Request<RecvStream>, SendResponse<Bytes>);
 enum Next {
     Accepted(Option<Result<Box<Accepted>, h2::Error>>),
     Drain,
-    Close,
 }
 
 /// Idle time and age of a connection.
@@ -301,24 +296,13 @@ struct Stream {
     /// The end waits behind `pending`, with its trailers.
     end: Option<Option<http::HeaderMap>>,
     ended: bool,
-    head_request: bool,
     tunnel: bool,
 }
 
 impl Stream {
     fn new(respond: SendResponse<Bytes>, recv: RecvStream) -> Self {
         let received = recv.is_end_stream();
-        Self {
-            respond,
-            recv,
-            received,
-            send: None,
-            pending: Bytes::new(),
-            end: None,
-            ended: false,
-            head_request: false,
-            tunnel: false,
-        }
+        Self { respond, recv, received, send: None, pending: Bytes::new(), end: None, ended: false, tunnel: false }
     }
 
     fn refuse(mut self) {
@@ -442,9 +426,6 @@ impl ClientStream for Stream {
             self.pending = Bytes::new();
             return Poll::Ready(Ok(()));
         };
-        if self.head_request {
-            self.pending = Bytes::new();
-        }
         while !self.pending.is_empty() {
             send.reserve_capacity(self.pending.len());
             let capacity = match ready!(send.poll_capacity(cx)) {

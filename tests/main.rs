@@ -7,3 +7,5 @@
 
 #[allow(dead_code, unreachable_pub, reason = "a small language is of use before every word of it is spoken")]
 mod harness;
+
+mod local_reply;

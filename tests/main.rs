@@ -9,3 +9,5 @@
 mod harness;
 
 mod local_reply;
+
+mod connection;

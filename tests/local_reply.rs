@@ -33,7 +33,13 @@ struct Situation {
 }
 
 impl Situation {
-    fn new(host: &'static str, status: u16, body: impl Into<String>, flags: &'static str, details: &'static str) -> Self {
+    fn new(
+        host: &'static str,
+        status: u16,
+        body: impl Into<String>,
+        flags: &'static str,
+        details: &'static str,
+    ) -> Self {
         let grpc = match status {
             400 => 13,
             401 => 16,
@@ -69,7 +75,12 @@ impl Situation {
         if self.body.is_empty() {
             lines.extend([("date", "*"), ("server", "istio-envoy"), ("content-length", "0")]);
         } else {
-            lines.extend([("content-length", &*length), ("content-type", "text/plain"), ("date", "*"), ("server", "istio-envoy")]);
+            lines.extend([
+                ("content-length", &*length),
+                ("content-type", "text/plain"),
+                ("date", "*"),
+                ("server", "istio-envoy"),
+            ]);
         }
         owned(&lines)
     }
@@ -235,10 +246,12 @@ async fn replies_when_the_upstream_fails() {
     let refused_stream = Upstream::h2(reset(h2::Reason::REFUSED_STREAM)).await;
     let h2_close = Upstream::h2(|_| vec![H2Step::ReadBody, H2Step::Close]).await;
     let goaway = Upstream::raw(go_away_at_once).await;
-    let h2_garbage = Upstream::raw(|stream, _| speak(stream, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")).await;
+    let h2_garbage =
+        Upstream::raw(|stream, _| speak(stream, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")).await;
 
     let retry = |on: &str, attempts: u32| format!("retries: {{attempts: {attempts}, retryOn: {on:?}}}");
-    let per_try = |on: &str, attempts: u32| format!("retries: {{attempts: {attempts}, perTryTimeout: 200ms, retryOn: {on}}}");
+    let per_try =
+        |on: &str, attempts: u32| format!("retries: {{attempts: {attempts}, perTryTimeout: 200ms, retryOn: {on}}}");
     let mesh = Mesh::new()
         .http("refuses.test", &[refuses.address()])
         .routes("refused.com", &to("refuses.test", ""))
@@ -287,15 +300,23 @@ async fn replies_when_the_upstream_fails() {
         Situation::new("rst-retry.com", 503, format!("{URE}connection termination"), "URX,UC", TERMINATED).tries(3),
         Situation::new("timeout.com", 504, "upstream request timeout", "UT", "response_timeout").tries(1),
         Situation::new("pertry.com", 504, "upstream request timeout", "UT", "upstream_per_try_timeout").tries(1),
-        Situation::new("pertry-5xx.com", 504, "upstream request timeout", "URX,UT", "upstream_per_try_timeout").tries(3),
+        Situation::new("pertry-5xx.com", 504, "upstream request timeout", "URX,UT", "upstream_per_try_timeout")
+            .tries(3),
         Situation::new("pertry-gw.com", 504, "upstream request timeout", "URX,UT", "upstream_per_try_timeout").tries(2),
-        Situation::new("pertry-reset.com", 504, "upstream request timeout", "URX,UT", "upstream_per_try_timeout").tries(2),
+        Situation::new("pertry-reset.com", 504, "upstream request timeout", "URX,UT", "upstream_per_try_timeout")
+            .tries(2),
         Situation::new("garbage.com", 502, format!("{UCE}protocol error"), "UPE", "{protocol_error}"),
         Situation::new("h2-internal.com", 503, format!("{UCE}remote reset"), "UR", "{remote_reset}").tries(1),
         Situation::new("h2-cancel.com", 503, format!("{UCE}remote reset"), "UR", "{remote_reset}").tries(1),
         Situation::new("h2-no-error.com", 503, format!("{UCE}remote reset"), "UR", "{remote_reset}").tries(1),
-        Situation::new("h2-refused.com", 503, format!("{UCE}remote refused stream reset"), "UR", "{remote_refused_stream_reset}")
-            .tries(1),
+        Situation::new(
+            "h2-refused.com",
+            503,
+            format!("{UCE}remote refused stream reset"),
+            "UR",
+            "{remote_refused_stream_reset}",
+        )
+        .tries(1),
         Situation::new(
             "h2-refused-retry.com",
             503,
@@ -304,7 +325,13 @@ async fn replies_when_the_upstream_fails() {
             "{remote_refused_stream_reset}",
         )
         .tries(3),
-        Situation::new("h2-goaway.com", 503, format!("{UCE}remote refused stream reset"), "UR", "{remote_refused_stream_reset}"),
+        Situation::new(
+            "h2-goaway.com",
+            503,
+            format!("{UCE}remote refused stream reset"),
+            "UR",
+            "{remote_refused_stream_reset}",
+        ),
         Situation::new("h2-close.com", 503, format!("{UCE}connection termination"), "UC", TERMINATED).tries(1),
         Situation::new("h2-garbage.com", 502, format!("{UCE}protocol error"), "UPE", "{protocol_error}"),
     ];
@@ -359,7 +386,8 @@ async fn go_away_at_once(mut stream: tokio::net::TcpStream, _: usize) {
 
 #[tokio::test]
 async fn upstream_answers_pass_with_their_status() {
-    let unavailable = Upstream::answers("HTTP/1.1 503 No\r\nx-up: 1\r\ncontent-length: 16\r\n\r\nupstream says no").await;
+    let unavailable =
+        Upstream::answers("HTTP/1.1 503 No\r\nx-up: 1\r\ncontent-length: 16\r\n\r\nupstream says no").await;
     let bad = Upstream::answers("HTTP/1.1 502 Bad\r\ncontent-length: 3\r\n\r\nbad").await;
     let until_close = Upstream::h1(|_| {
         let mut steps = answer("HTTP/1.1 200 OK\r\n\r\nno length until close");
@@ -488,7 +516,10 @@ async fn overflow_is_refused_at_once() {
     let rule = |host: &str, pool: &str| format!("host: {host}\ntrafficPolicy:\n  connectionPool: {{{pool}}}\n");
     let mesh = Mesh::new()
         .http("pending.test", &[slow.address()])
-        .resource("DestinationRule", &rule("pending.test", "tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}"))
+        .resource(
+            "DestinationRule",
+            &rule("pending.test", "tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}"),
+        )
         .routes("pending.com", &to("pending.test", "retries: {attempts: 2, retryOn: 5xx}"))
         .http("requests.test", &[slow.address()])
         .resource("DestinationRule", &rule("requests.test", "http: {http2MaxRequests: 1}"))

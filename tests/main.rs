@@ -11,3 +11,5 @@ mod harness;
 mod local_reply;
 
 mod connection;
+
+mod actions;

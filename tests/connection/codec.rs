@@ -79,7 +79,14 @@ async fn raw_requests() {
         refused("HTTP/1.0 without host", b"GET / HTTP/1.0\r\n\r\n", 426, "Upgrade Required", "DPE", "low_version"),
         refused("HTTP/0.9", b"GET /\r\n\r\n", 426, "Upgrade Required", "DPE", "low_version"),
         refused("HTTP/1.2", b"GET / HTTP/1.2\r\nhost: a.com\r\n\r\n", 426, "Upgrade Required", "DPE", "low_version"),
-        refused("HTTP/2.0 in text", b"GET / HTTP/2.0\r\nhost: a.com\r\n\r\n", 426, "Upgrade Required", "DPE", "low_version"),
+        refused(
+            "HTTP/2.0 in text",
+            b"GET / HTTP/2.0\r\nhost: a.com\r\n\r\n",
+            426,
+            "Upgrade Required",
+            "DPE",
+            "low_version",
+        ),
         refused("no host", b"GET / HTTP/1.1\r\n\r\n", 400, "", "-", "missing_host_header"),
         answered("OPTIONS *", b"OPTIONS * HTTP/1.1\r\nhost: a.com\r\n\r\n", 404, "", "-", "absolute_path_rejected"),
         refused("CONNECT", b"CONNECT a.com:80 HTTP/1.1\r\nhost: a.com:80\r\n\r\n", 404, "", "NR", "route_not_found"),
@@ -87,7 +94,8 @@ async fn raw_requests() {
     // Without a body, these methods get a length on the way and the others don't.
     for (method, length) in [("GET", false), ("DELETE", false), ("POST", true), ("PUT", true), ("OPTIONS", true)] {
         let request = format!("{method} / HTTP/1.1\r\nhost: a.com\r\n\r\n");
-        let headers: &[&str] = if length { &["host: a.com", EDGE, "content-length: 0"] } else { &["host: a.com", EDGE] };
+        let headers: &[&str] =
+            if length { &["host: a.com", EDGE, "content-length: 0"] } else { &["host: a.com", EDGE] };
         let line: &'static str = format!("{method} / HTTP/1.1").leak();
         rows.push(forwarded(line, request.as_bytes(), line, headers, ""));
     }
@@ -210,7 +218,8 @@ async fn limits_of_the_response_head() {
         let mark = gateway.log_mark();
         let response = Http1::connect(gateway.address(80)).await.get(&format!("{name}.com"), "/").await;
         table.check("status", &status, &response.status);
-        let details = if status == 200 { "via_upstream" } else { "upstream_reset_before_response_started{protocol_error}" };
+        let details =
+            if status == 200 { "via_upstream" } else { "upstream_reset_before_response_started{protocol_error}" };
         check_log(&mut table, gateway.log_line_since(mark, |_| true).await, status, flags, details);
     }
     table.finish();
@@ -218,17 +227,28 @@ async fn limits_of_the_response_head() {
 
 #[tokio::test]
 async fn responses_of_upstreams() {
-    let protocol_error = Some("upstream connect error or disconnect/reset before headers. reset reason: protocol error");
+    let protocol_error =
+        Some("upstream connect error or disconnect/reset before headers. reset reason: protocol error");
     let rows = [
         ("no content", "HTTP/1.1 204 No Content\r\n\r\n", 204, None),
         ("not modified", "HTTP/1.1 304 Not Modified\r\ncontent-length: 0\r\n\r\n", 304, None),
         ("reset content", "HTTP/1.1 205 Reset Content\r\ncontent-length: 0\r\n\r\n", 205, None),
         ("status 600", "HTTP/1.1 600 X\r\ncontent-length: 0\r\n\r\n", 600, None),
         ("status 999", "HTTP/1.1 999 X\r\ncontent-length: 0\r\n\r\n", 999, None),
-        ("length and chunked", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 502, protocol_error),
+        (
+            "length and chunked",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            502,
+            protocol_error,
+        ),
         ("two lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok", 502, protocol_error),
         ("HTTP/1.0", "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", 200, Some("ok")),
-        ("interim", "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 200, Some("ok")),
+        (
+            "interim",
+            "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            200,
+            Some("ok"),
+        ),
         ("own reason", "HTTP/1.1 200 Fine Thanks\r\ncontent-length: 0\r\n\r\n", 200, None),
         ("unknown status", "HTTP/1.1 299 Odd\r\ncontent-length: 0\r\n\r\n", 299, None),
     ];
@@ -238,7 +258,10 @@ async fn responses_of_upstreams() {
         let upstream = Upstream::answers(*bytes).await;
         let service = format!("s{number}.test");
         mesh = mesh.http(&service, &[upstream.address()]);
-        mesh = mesh.routes(&format!("s{number}.com"), &format!("[{{route: [{{destination: {{host: {service}}}}}], retries: {{attempts: 0}}}}]"));
+        mesh = mesh.routes(
+            &format!("s{number}.com"),
+            &format!("[{{route: [{{destination: {{host: {service}}}}}], retries: {{attempts: 0}}}}]"),
+        );
         upstreams.push(upstream);
     }
     let gateway = mesh.start().await;
@@ -327,9 +350,15 @@ async fn closing_waits_a_second_for_the_client() {
 #[tokio::test]
 async fn trailers() {
     let h1 = Upstream::ok().await;
-    let h1_trailers = Upstream::answers("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-rt: 1\r\n\r\n").await;
+    let h1_trailers =
+        Upstream::answers("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-rt: 1\r\n\r\n").await;
     let h2 = Upstream::h2(|_| {
-        vec![H2Step::ReadBody, H2Step::Head(200, &[], false), H2Step::Data(b"ok", false), H2Step::Trailers(&[("x-rt", "1")])]
+        vec![
+            H2Step::ReadBody,
+            H2Step::Head(200, &[], false),
+            H2Step::Data(b"ok", false),
+            H2Step::Trailers(&[("x-rt", "1")]),
+        ]
     })
     .await;
     let gateway = Mesh::new()
@@ -384,7 +413,8 @@ async fn http2_to_http1() {
     let upstream = Upstream::ok().await;
     let gateway = start(&upstream).await;
     let mut table = Table::new("networking.md §4.7 and §4.4, HTTP/2 clients");
-    let pseudo: [(&str, &[u8]); 4] = [(":method", b"GET"), (":scheme", b"http"), (":authority", b"a.com"), (":path", b"/")];
+    let pseudo: [(&str, &[u8]); 4] =
+        [(":method", b"GET"), (":scheme", b"http"), (":authority", b"a.com"), (":path", b"/")];
     let scheme = |scheme: &'static [u8]| {
         let mut fields = pseudo.to_vec();
         fields[1].1 = scheme;
@@ -414,7 +444,8 @@ async fn http2_violations_end_the_connection() {
     let upstream = Upstream::ok().await;
     let gateway = start(&upstream).await;
     let mut table = Table::new("networking.md §4.7 and §3.4, HTTP/2 violations");
-    let pseudo: [(&str, &[u8]); 4] = [(":method", b"GET"), (":scheme", b"http"), (":authority", b"a.com"), (":path", b"/")];
+    let pseudo: [(&str, &[u8]); 4] =
+        [(":method", b"GET"), (":scheme", b"http"), (":authority", b"a.com"), (":path", b"/")];
     let with = |name: &'static str, value: &'static [u8]| [&pseudo[..], &[(name, value)]].concat();
     let without = |name: &str| pseudo.iter().copied().filter(|(key, _)| *key != name).collect::<Vec<_>>();
     let authority = |value: &'static [u8]| {
@@ -499,7 +530,9 @@ async fn settings_are_envoys() {
                 SETTINGS => settings.extend(frame.payload.chunks_exact(6).map(|setting| {
                     (u16::from_be_bytes([setting[0], setting[1]]), u32::from_be_bytes(setting[2..].try_into().unwrap()))
                 })),
-                WINDOW_UPDATE if frame.stream == 0 => update += u32::from_be_bytes(frame.payload[..].try_into().unwrap()),
+                WINDOW_UPDATE if frame.stream == 0 => {
+                    update += u32::from_be_bytes(frame.payload[..].try_into().unwrap())
+                }
                 _ => {}
             }
         }
@@ -518,7 +551,8 @@ async fn rapid_reset_is_cut() {
     let hangs = Upstream::hangs().await;
     let gateway = start(&hangs).await;
     let mut client = RawH2::connect(gateway.address(80)).await;
-    let pseudo: [(&str, &[u8]); 4] = [(":method", b"GET"), (":scheme", b"http"), (":authority", b"a.com"), (":path", b"/")];
+    let pseudo: [(&str, &[u8]); 4] =
+        [(":method", b"GET"), (":scheme", b"http"), (":authority", b"a.com"), (":path", b"/")];
     // 251 streams that are reset at once are the end of a connection; twice as many leave no doubt.
     for stream in (1..1000).step_by(2) {
         client.headers(stream, &pseudo, true).await;

@@ -84,12 +84,23 @@ async fn forwarded_for_and_trusted_proxies() {
             // Blanks around a header's value are no part of it.
             let value = value.trim();
             let chain = if value.is_empty() { PEER.to_owned() } else { format!("{value},{PEER}") };
-            let (chain, external) = (format!("x-forwarded-for: {chain}"), format!("x-envoy-external-address: {}", external[proxies]));
-            let headers = ["host: a.com", &*chain, "x-forwarded-proto: http", &*external, "x-request-id: *", "x-envoy-attempt-count: 1"];
+            let (chain, external) =
+                (format!("x-forwarded-for: {chain}"), format!("x-envoy-external-address: {}", external[proxies]));
+            let headers = [
+                "host: a.com",
+                &*chain,
+                "x-forwarded-proto: http",
+                &*external,
+                "x-request-id: *",
+                "x-envoy-attempt-count: 1",
+            ];
             check_received(&mut table, upstream.take(), "GET / HTTP/1.1", &headers, "");
         }
         table.row(format!("{proxies} trusted, two lines"));
-        Http1::connect(gateway.address(80)).await.exchange(get("x-forwarded-for: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\n")).await;
+        Http1::connect(gateway.address(80))
+            .await
+            .exchange(get("x-forwarded-for: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\n"))
+            .await;
         let received = upstream.take();
         let chain = received.first().map(|seen| seen.all("x-forwarded-for")).unwrap_or_default();
         table.check("x-forwarded-for", &["1.1.1.1,2.2.2.2,127.0.0.2"][..], &chain[..]);
@@ -98,7 +109,14 @@ async fn forwarded_for_and_trusted_proxies() {
             table.row(format!("{proxies} trusted, x-forwarded-proto: {value}"));
             Http1::connect(gateway.address(80)).await.exchange(get(&format!("x-forwarded-proto: {value}\r\n"))).await;
             let proto = format!("x-forwarded-proto: {}", if kept { value } else { "http" });
-            let headers = ["host: a.com", &*proto, "x-forwarded-for: 127.0.0.2", "x-envoy-external-address: 127.0.0.2", "x-request-id: *", "x-envoy-attempt-count: 1"];
+            let headers = [
+                "host: a.com",
+                &*proto,
+                "x-forwarded-for: 127.0.0.2",
+                "x-envoy-external-address: 127.0.0.2",
+                "x-request-id: *",
+                "x-envoy-attempt-count: 1",
+            ];
             check_received(&mut table, upstream.take(), "GET / HTTP/1.1", &headers, "");
         }
     }
@@ -154,7 +172,10 @@ async fn forged_envoy_headers() {
     for host in ["a.com", "rewrite.com"] {
         for name in removed {
             table.row(format!("{host}: {name} is removed"));
-            Http1::connect(gateway.address(80)).await.exchange(format!("GET / HTTP/1.1\r\nhost: {host}\r\n{name}: 7\r\n\r\n")).await;
+            Http1::connect(gateway.address(80))
+                .await
+                .exchange(format!("GET / HTTP/1.1\r\nhost: {host}\r\n{name}: 7\r\n\r\n"))
+                .await;
             let received = upstream.take();
             let values = received.first().map(|seen| seen.all(name)).unwrap_or_default();
             let expected: &[&str] = if host == "rewrite.com" && name == "x-envoy-original-path" { &["/"] } else { &[] };
@@ -181,7 +202,8 @@ async fn forged_envoy_headers() {
 #[tokio::test]
 async fn proxy_headers_settings() {
     let upstream = Upstream::answers("HTTP/1.1 200 OK\r\nserver: mine\r\ncontent-length: 2\r\n\r\nok").await;
-    let with = async |settings: &str| start(&format!("defaultConfig: {{proxyHeaders: {{{settings}}}}}"), &upstream).await;
+    let with =
+        async |settings: &str| start(&format!("defaultConfig: {{proxyHeaders: {{{settings}}}}}"), &upstream).await;
     let mut table = Table::new("networking.md §4.4, proxyHeaders");
 
     let gateway = with("xForwardedPort: {enabled: true}").await;
@@ -191,19 +213,42 @@ async fn proxy_headers_settings() {
     check_received(&mut table, upstream.take(), "GET / HTTP/1.1", &["host: a.com", &port, EDGE], "");
     table.row("xForwardedPort adds it");
     Http1::connect(gateway.address(80)).await.exchange(get("")).await;
-    let headers = ["host: a.com", "x-forwarded-for: 127.0.0.2", "x-forwarded-proto: http", &*port, "x-envoy-external-address: 127.0.0.2", "x-request-id: *", "x-envoy-attempt-count: 1"];
+    let headers = [
+        "host: a.com",
+        "x-forwarded-for: 127.0.0.2",
+        "x-forwarded-proto: http",
+        &*port,
+        "x-envoy-external-address: 127.0.0.2",
+        "x-request-id: *",
+        "x-envoy-attempt-count: 1",
+    ];
     check_received(&mut table, upstream.take(), "GET / HTTP/1.1", &headers, "");
 
     let gateway = with("requestId: {disabled: true}, envoyDebugHeaders: {disabled: true}").await;
-    let edge = ["x-forwarded-for: 127.0.0.2", "x-forwarded-proto: http", "x-envoy-external-address: 127.0.0.2", "x-envoy-attempt-count: 1"];
+    let edge = [
+        "x-forwarded-for: 127.0.0.2",
+        "x-forwarded-proto: http",
+        "x-envoy-external-address: 127.0.0.2",
+        "x-envoy-attempt-count: 1",
+    ];
     table.row("requestId disabled");
     let response = Http1::connect(gateway.address(80)).await.exchange(get("")).await;
     check_received(&mut table, upstream.take(), "GET / HTTP/1.1", &[&["host: a.com"], &edge[..]].concat(), "");
     table.row("envoyDebugHeaders disabled: no service time");
-    table.check("response", &expected(&["content-length: 2", "date: *", "server: istio-envoy"]), &steady_but_order(&response.headers));
+    table.check(
+        "response",
+        &expected(&["content-length: 2", "date: *", "server: istio-envoy"]),
+        &steady_but_order(&response.headers),
+    );
     table.row("requestId disabled, the client's passes");
     Http1::connect(gateway.address(80)).await.exchange(get("x-request-id: mine\r\n")).await;
-    check_received(&mut table, upstream.take(), "GET / HTTP/1.1", &[&["host: a.com", "x-request-id: mine"], &edge[..]].concat(), "");
+    check_received(
+        &mut table,
+        upstream.take(),
+        "GET / HTTP/1.1",
+        &[&["host: a.com", "x-request-id: mine"], &edge[..]].concat(),
+        "",
+    );
     table.row("envoyDebugHeaders disabled: no expected timeout");
     Http1::connect(gateway.address(80)).await.get("timeout.com", "/").await;
     check_received(&mut table, upstream.take(), "GET / HTTP/1.1", &[&["host: timeout.com"], &edge[..]].concat(), "");
@@ -211,7 +256,13 @@ async fn proxy_headers_settings() {
     let gateway = with("attemptCount: {disabled: true}, server: {value: teapot}").await;
     table.row("attemptCount disabled");
     let response = Http1::connect(gateway.address(80)).await.get("a.com", "/").await;
-    let headers = ["host: a.com", "x-forwarded-for: 127.0.0.2", "x-forwarded-proto: http", "x-envoy-external-address: 127.0.0.2", "x-request-id: *"];
+    let headers = [
+        "host: a.com",
+        "x-forwarded-for: 127.0.0.2",
+        "x-forwarded-proto: http",
+        "x-envoy-external-address: 127.0.0.2",
+        "x-request-id: *",
+    ];
     check_received(&mut table, upstream.take(), "GET / HTTP/1.1", &headers, "");
     table.row("server has another value");
     table.check("server", &["teapot"][..], &response.all("server")[..]);
@@ -244,7 +295,11 @@ async fn response_headers() {
                  Proxy-Connection: x\r\nX-Request-Id: r\r\nDate: nonsense\r\nContent-Length: 2\r\n\r\nok";
     let mixed = Upstream::answers(mixed).await;
     let closes = Upstream::h1(|_| {
-        vec![Step::ReadBody, Step::Send(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok".to_vec()), Step::Close]
+        vec![
+            Step::ReadBody,
+            Step::Send(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok".to_vec()),
+            Step::Close,
+        ]
     })
     .await;
     let gateway = Mesh::new()
@@ -275,9 +330,17 @@ async fn response_headers() {
     }
     table.row("x-envoy-upstream-service-time");
     let times = response.all("x-envoy-upstream-service-time");
-    table.check("one small number", &true, &(times.len() == 1 && times[0].parse().is_ok_and(|time: u32| time < 10_000)));
+    table.check(
+        "one small number",
+        &true,
+        &(times.len() == 1 && times[0].parse().is_ok_and(|time: u32| time < 10_000)),
+    );
     table.row("names are lower case");
-    table.check("names", &Vec::<&str>::new(), &response.names().into_iter().filter(|name| name.to_lowercase() != **name).collect::<Vec<_>>());
+    table.check(
+        "names",
+        &Vec::<&str>::new(),
+        &response.names().into_iter().filter(|name| name.to_lowercase() != **name).collect::<Vec<_>>(),
+    );
     table.row("reason");
     table.check("reason", "OK", response.reason.as_str());
 
@@ -306,7 +369,8 @@ async fn expect_continue() {
         .start()
         .await;
     let mut table = Table::new("networking.md §4.4, expect");
-    let head = |host: &str| format!("POST / HTTP/1.1\r\nhost: {host}\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n");
+    let head =
+        |host: &str| format!("POST / HTTP/1.1\r\nhost: {host}\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n");
 
     table.row("the upstream's 100 is relayed before the body is sent");
     let mut client = Http1::connect(gateway.address(80)).await;
@@ -328,7 +392,8 @@ async fn expect_continue() {
 
 #[tokio::test]
 async fn http1_to_http2() {
-    let upstream = Upstream::h2(|_| vec![H2Step::ReadBody, H2Step::Head(200, &[], false), H2Step::Data(b"ok", true)]).await;
+    let upstream =
+        Upstream::h2(|_| vec![H2Step::ReadBody, H2Step::Head(200, &[], false), H2Step::Data(b"ok", true)]).await;
     let gateway = Mesh::new().http2("h2.test", &[upstream.address()]).route("to-h2.com", "h2.test").start().await;
     let request = "POST /x HTTP/1.1\r\nhost: to-h2.com:8080\r\nte: trailers\r\nconnection: keep-alive\r\ncookie: a=1; b=2\r\ncontent-length: 2\r\n\r\nhi";
     let response = Http1::connect(gateway.address(80)).await.exchange(request).await;

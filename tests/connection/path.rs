@@ -169,7 +169,10 @@ async fn outcome(gateway: &Gateway, upstream: &Upstream, target: &str) -> String
     format!("{} {flags} {details} {location}", response.status).trim_end().to_owned()
 }
 
-async fn check_mode(mode: &str, expected: impl Fn(&(&'static str, &'static str, &'static str, &'static str, &'static str)) -> &'static str) {
+async fn check_mode(
+    mode: &str,
+    expected: impl Fn(&(&'static str, &'static str, &'static str, &'static str, &'static str)) -> &'static str,
+) {
     let upstream = Upstream::ok().await;
     let gateway = start(&format!("pathNormalization: {{normalization: {mode}}}"), &upstream).await;
     let mut table = Table::new("networking.md §4.2, one mode");
@@ -210,7 +213,7 @@ async fn escaped_slashes_by_connection_settings() {
         )
     };
     let redirect = start(&settings("UNESCAPE_AND_REDIRECT", true), &upstream).await;
-    let reject = start(&settings("REJECT_REQUEST", false), &upstream).await;
+    let reject = start(&settings("REJECT", false), &upstream).await;
     let mut table = Table::new("networking.md §4.2, escaped slashes");
     for (target, redirected, rejected) in ESCAPED_SLASHES {
         table.row(format!("redirect {target:?}"));

@@ -44,7 +44,11 @@ pub fn refused(
     flags: &'static str,
     details: &'static str,
 ) -> Exchange {
-    Exchange { name, request: request.to_vec(), outcome: Outcome::Refused { status, body, flags, details, close: true } }
+    Exchange {
+        name,
+        request: request.to_vec(),
+        outcome: Outcome::Refused { status, body, flags, details, close: true },
+    }
 }
 
 /// A request that is answered by the gateway, which keeps the connection.
@@ -56,7 +60,11 @@ pub fn answered(
     flags: &'static str,
     details: &'static str,
 ) -> Exchange {
-    Exchange { name, request: request.to_vec(), outcome: Outcome::Refused { status, body, flags, details, close: false } }
+    Exchange {
+        name,
+        request: request.to_vec(),
+        outcome: Outcome::Refused { status, body, flags, details, close: false },
+    }
 }
 
 /// Runs the rows one after the other. `upstream` is where forwarded requests arrive.
@@ -75,7 +83,11 @@ pub async fn run(table: &mut Table, gateway: &Gateway, port: u16, upstream: &Ups
             }
             Outcome::Refused { status, body, flags, details, close } => {
                 check_local_reply(table, &response, *status, body, *close);
-                table.check("requests at the upstream", &0, &upstream.take().iter().filter(|seen| seen.complete).count());
+                table.check(
+                    "requests at the upstream",
+                    &0,
+                    &upstream.take().iter().filter(|seen| seen.complete).count(),
+                );
                 let logged = gateway.log_line_since(mark, |_| true).await;
                 check_log(table, logged, *status, flags, details);
                 // Ours is closed first, so that the gateway's delayed close doesn't delay the test.

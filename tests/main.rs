@@ -13,3 +13,5 @@ mod local_reply;
 mod connection;
 
 mod actions;
+
+mod routing;

@@ -15,3 +15,5 @@ mod connection;
 mod actions;
 
 mod routing;
+
+mod resilience;

@@ -8,12 +8,10 @@
 #[allow(dead_code, unreachable_pub, reason = "a small language is of use before every word of it is spoken")]
 mod harness;
 
-mod local_reply;
-
-mod connection;
-
 mod actions;
-
-mod routing;
-
+mod connection;
+mod cors;
+mod local_reply;
 mod resilience;
+mod routing;
+mod upgrade;

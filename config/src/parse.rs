@@ -19,6 +19,7 @@ use crate::resource::{Kind, Resource};
 use crate::snapshot::ResourceName;
 use crate::source::Document;
 
+pub(crate) use decode::nearest;
 use object::Objects;
 use tree::{Tree, TreeErrorKind};
 

@@ -27,6 +27,8 @@ pub(crate) struct Problem {
     pub(crate) span: Span,
     pub(crate) message: String,
     pub(crate) help: Option<String>,
+    /// The field that an unknown one was probably meant to be.
+    pub(crate) meant: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +60,7 @@ pub(crate) fn decode<T: for<'de> Deserialize<'de>>(
             Err(error) => {
                 let place = error.place.unwrap_or_else(|| Place::of(node, &path));
                 let id = place.id;
-                session.report(ProblemKind::BadValue, place, error.message, error.help);
+                session.report(place, error.message, error.help);
                 let is_new = session.left_out.borrow_mut().insert(id);
                 if id == node.id || !is_new || session.problems.borrow().len() >= MAX_PROBLEMS {
                     break None;
@@ -77,9 +79,11 @@ struct Session {
 }
 
 impl Session {
-    fn report(&self, kind: ProblemKind, place: Place, message: String, help: Option<String>) {
-        let problem = Problem { kind, path: place.path, span: place.span, message, help };
-        self.problems.borrow_mut().entry(place.id).or_insert(problem);
+    /// Adds a value that doesn't fit.
+    fn report(&self, place: Place, message: String, help: Option<String>) {
+        let Place { id, path, span } = place;
+        let problem = Problem { kind: ProblemKind::BadValue, path, span, message, help, meant: None };
+        self.problems.borrow_mut().entry(id).or_insert(problem);
     }
 
     fn leaves_out(&self, node: &Node<'_>) -> bool {
@@ -494,7 +498,7 @@ impl<'de> MapAccess<'de> for Fields<'_, '_> {
                 let path = Path::Key(self.decoder.path, name);
                 let place = Place { id: entry.value.id, path: path.to_string(), span: entry.key_span };
                 let message = format!("field `{name}` is given in both spellings");
-                self.decoder.session.report(ProblemKind::BadValue, place, message, None);
+                self.decoder.session.report(place, message, None);
                 continue;
             }
             self.seen.push(index);
@@ -516,14 +520,21 @@ fn unknown(parent: Decoder<'_, '_>, fields: &[&'static str], entry: &Entry<'_>) 
     if parent.session.unknown_fields == UnknownFields::Ignore {
         return;
     }
-    let path = Path::Key(parent.path, &entry.key);
-    let place = Place { id: entry.value.id, path: path.to_string(), span: entry.key_span };
-    let help = match nearest(&camel_case(&entry.key), fields) {
+    let meant = nearest(&camel_case(&entry.key), fields);
+    let help = match meant {
         Some(name) => Some(format!("did you mean `{name}`?")),
         None if fields.is_empty() => None,
         None => Some(format!("known fields: {}", fields.join(", "))),
     };
-    parent.session.report(ProblemKind::UnknownField, place, format!("unknown field `{}`", entry.key), help);
+    let problem = Problem {
+        kind: ProblemKind::UnknownField,
+        path: Path::Key(parent.path, &entry.key).to_string(),
+        span: entry.key_span,
+        message: format!("unknown field `{}`", entry.key),
+        help,
+        meant: meant.map(|name| Path::Key(parent.path, name).to_string()),
+    };
+    parent.session.problems.borrow_mut().entry(entry.value.id).or_insert(problem);
 }
 
 fn value_of<'de, V: DeserializeSeed<'de>>(

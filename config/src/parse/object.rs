@@ -215,7 +215,11 @@ impl<'d> Objects<'d> {
             let tree = tree::Tree { root: Some(node.clone()), duplicates: Vec::new() };
             for finding in validate::validate(&meta, spec) {
                 // What could not be read looks absent to the rules; one message about it is enough.
-                if problems.iter().any(|problem| overlaps(&problem.path, &finding.path)) {
+                let explains = |problem: &Problem| {
+                    let meant = problem.meant.as_deref().unwrap_or(&problem.path);
+                    overlaps(&problem.path, &finding.path) || overlaps(meant, &finding.path)
+                };
+                if problems.iter().any(explains) {
                     continue;
                 }
                 let span = tree.find(&finding.path).map_or(Span::default(), |found| found.span());
@@ -304,7 +308,7 @@ impl<'d> Objects<'d> {
         let outer = self.document.text();
         let first = text.lines().next().unwrap_or_default();
         let from = outer[..node.span.start as usize].rfind('\n').map_or(0, |newline| newline + 1);
-        let found = outer[from..].lines().enumerate().skip(1).find_map(|(index, line)| {
+        let found = outer[from..].lines().enumerate().find_map(|(index, line)| {
             let indent = line.strip_suffix(first)?;
             indent.bytes().all(|byte| byte == b' ').then_some((index as u32, indent.len() as u32))
         });
@@ -331,6 +335,7 @@ impl<'d> Objects<'d> {
                         span: place.map_or(node.span, |place| place.span),
                         message: format!("`{text}` is no time"),
                         help: Some("write it like `2026-01-31T12:00:00Z`, or leave it out".to_owned()),
+                        meant: None,
                     });
                 }
             }
@@ -461,7 +466,8 @@ fn unknown_at_top(entry: &tree::Entry<'_>) -> Option<Problem> {
     if KNOWN.contains(&&*entry.key) {
         return None;
     }
-    let help = match nearest(&entry.key, &KNOWN) {
+    let meant = nearest(&entry.key, &KNOWN);
+    let help = match meant {
         Some(name) => format!("did you mean `{name}`?"),
         None => "fields of the resource stand under `spec`".to_owned(),
     };
@@ -471,6 +477,7 @@ fn unknown_at_top(entry: &tree::Entry<'_>) -> Option<Problem> {
         span: entry.key_span,
         message: format!("unknown field `{}`", entry.key),
         help: Some(help),
+        meant: meant.map(str::to_owned),
     })
 }
 

@@ -7,11 +7,3 @@
 
 #[allow(dead_code, unreachable_pub, reason = "a small language is of use before every word of it is spoken")]
 mod harness;
-
-mod actions;
-mod connection;
-mod cors;
-mod local_reply;
-mod resilience;
-mod routing;
-mod upgrade;

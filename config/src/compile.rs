@@ -1,0 +1,105 @@
+//! Resources become a [`Snapshot`]: the order of the passes, and what one compile hands to the next.
+//!
+//! Passes are memoised by the identity of their inputs: an unchanged resource gives back the same `Arc`, up to the
+//! whole route table. A compile can't fail; whatever can't be honoured is a diagnostic, and what would then be unsafe
+//! is refused at run time. Two compiles of the same resources give equal snapshots, whatever their order.
+
+mod clusters;
+mod delegates;
+mod destination_rules;
+mod host;
+mod listeners;
+mod mesh;
+mod notices;
+mod options;
+mod protocol;
+mod report;
+mod routes;
+mod security;
+mod services;
+mod virtual_services;
+mod visibility;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use crate::diagnostic::Diagnostic;
+use crate::resource::Resource;
+use crate::snapshot::{Refusal, Snapshot};
+
+use mesh::MeshSettings;
+use report::Report;
+use world::World;
+
+pub use options::{AccessLogChoice, Features, Options};
+
+/// The accepted resources, with what was refused.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Input<'a> {
+    /// In any order.
+    pub resources: &'a [Arc<Resource>],
+    /// Security resources that were rejected and have no accepted version: the gateway refuses to serve.
+    pub refused: &'a [Refusal],
+}
+
+/// The result of a compile.
+#[derive(Debug, Clone, Default)]
+pub struct Compiled {
+    /// What the data plane serves.
+    pub snapshot: Snapshot,
+    /// Findings, in order of file and line.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// What a compile leaves for the next one. Of no use to a compile with other options: it begins anew then.
+#[derive(Debug, Default)]
+pub struct Memo {
+    options: Option<Options>,
+    services: services::Memo,
+    destination_rules: destination_rules::Memo,
+    virtual_services: virtual_services::Memo,
+    clusters: clusters::Memo,
+    listeners: listeners::Memo,
+    mesh: Arc<crate::snapshot::mesh::Mesh>,
+}
+
+/// Compiles resources.
+///
+/// Cost: after a change, what depends on the changed resources is made anew; for everything else a few look-ups.
+pub fn compile(input: Input<'_>, options: &Options, memo: &mut Memo) -> Compiled {
+    if memo.options.as_ref() != Some(options) {
+        *memo = Memo { options: Some(options.clone()), ..Memo::default() };
+    }
+    let mut report = Report::default();
+    let world = World::new(input.resources);
+    let mesh = mesh::compile(&world, options, &mut report);
+    let registry = services::gather(&world, options, &mesh, &mut memo.services);
+    let rules = destination_rules::gather(&world, options, &mesh, &mut memo.destination_rules);
+    let servers = listeners::select(&world, options, &mut report);
+    let virtual_services = virtual_services::Context { world: &world, options, mesh: &mesh, registry: &registry };
+    let routes = virtual_services::compile(&virtual_services, &servers, &mut memo.virtual_services, &mut report);
+    let listeners = listeners::compile(&world, options, &mesh, &servers, &routes, &mut memo.listeners);
+    let destinations =
+        clusters::Context { namespace: &options.namespace, mesh: &mesh, registry: &registry, rules: &rules };
+    let clusters = clusters::compile(&destinations, &routes, &mut memo.clusters, &mut report);
+    let refusals = security::compile(&world, options, &mesh, input.refused, &mut report);
+    notices::compile(&world, options, &mesh, &registry, &rules, &mut report);
+    if *memo.mesh != mesh.mesh {
+        memo.mesh = Arc::new(mesh.mesh);
+    }
+    let mut diagnostics = report.diagnostics;
+    diagnostics.sort_by_cached_key(|diagnostic| {
+        let location = diagnostic.location();
+        (location, diagnostic.severity, diagnostic.path.clone(), diagnostic.message.clone())
+    });
+    diagnostics.dedup();
+    Compiled { snapshot: Snapshot { listeners, clusters, mesh: Arc::clone(&memo.mesh), refusals }, diagnostics }
+}
+
+/// Whether both lists hold the same resources, by identity.
+fn same(a: &[&Arc<Resource>], b: &[Arc<Resource>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+}

@@ -1,0 +1,278 @@
+//! The services that routes may name: Kubernetes Services and hosts of ServiceEntries, with their endpoints.
+//!
+//! Source: `reference/networking.md` §6.1-6.5, §3.16.
+
+mod entries;
+mod kubernetes;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ahash::AHashMap;
+
+use super::options::{Options, is_label_subset};
+use super::protocol::Protocol;
+use super::world::{Object, World};
+use super::{MeshSettings, same};
+use crate::diagnostic::Diagnostic;
+use crate::resource::Resource;
+use crate::resource::workload_entry::WorkloadEntry;
+use crate::snapshot::cluster::{DnsEndpoint, Endpoint, EndpointAddress, Endpoints, ServiceIdentity};
+
+pub(super) use kubernetes::target_port;
+
+/// All services, by host.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    /// Those of a host: Kubernetes before ServiceEntries, then oldest first.
+    by_host: AHashMap<Arc<str>, Vec<Arc<Service>>>,
+}
+
+/// One service.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) identity: Arc<ServiceIdentity>,
+    pub(super) ports: Vec<ServicePort>,
+    /// The name that an `ExternalName` stands for.
+    pub(super) alias: Option<Arc<str>>,
+    /// Whether this gateway sees it.
+    visible: bool,
+    backends: Backends,
+    /// What it is made of; it is made anew if one of them changes.
+    inputs: Vec<Arc<Resource>>,
+    pub(super) diagnostics: Vec<Diagnostic>,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ServicePort {
+    pub(super) number: u16,
+    pub(super) name: String,
+    pub(super) protocol: Protocol,
+}
+
+/// Where the endpoints of a service come from.
+#[derive(Debug)]
+enum Backends {
+    Known(Vec<Backend>),
+    StrictDns(Vec<Backend>),
+    LogicalDns(Vec<Backend>),
+    /// Resolved by the name of the service alone; what its endpoints' labels are can't be known.
+    ServiceName(Vec<Backend>),
+}
+
+/// One endpoint of a service, for all its ports.
+#[derive(Debug)]
+struct Backend {
+    address: Address,
+    /// Endpoint port by service port.
+    ports: Vec<(u16, u16)>,
+    labels: BTreeMap<String, String>,
+    weight: u32,
+    workload: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Address {
+    Ip(IpAddr),
+    Name(Arc<str>),
+    UnixPath(PathBuf),
+    UnixAbstract(String),
+}
+
+impl Address {
+    /// An IP address, a unix socket, or a name to resolve.
+    fn parse(text: &str) -> Self {
+        if let Some(path) = text.strip_prefix("unix://") {
+            return match path.strip_prefix('@') {
+                Some(name) => Self::UnixAbstract(name.to_owned()),
+                None => Self::UnixPath(path.into()),
+            };
+        }
+        match text.parse() {
+            Ok(ip) => Self::Ip(ip),
+            Err(_) => Self::Name(text.to_ascii_lowercase().into()),
+        }
+    }
+}
+
+impl Service {
+    pub(super) fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// The endpoints of `port` whose labels hold `subset`; `None` if there can't be any, so that there is no cluster.
+    pub(super) fn endpoints(&self, port: u16, subset: &BTreeMap<String, String>) -> Option<Endpoints> {
+        let select = |backends: &[Backend]| -> Vec<(Address, u16, u32, Option<Arc<str>>)> {
+            let chosen = backends.iter().filter(|backend| is_label_subset(subset, &backend.labels));
+            chosen
+                .filter_map(|backend| {
+                    let (_, target) = backend.ports.iter().find(|(number, _)| *number == port)?;
+                    Some((backend.address.clone(), *target, backend.weight, backend.workload.clone()))
+                })
+                .collect()
+        };
+        let dns = |backends: &[Backend]| -> Vec<DnsEndpoint> {
+            let chosen = select(backends).into_iter();
+            chosen
+                .filter_map(|(address, port, weight, _)| match address {
+                    Address::Ip(ip) => Some(DnsEndpoint { host: ip.to_string().into(), port, weight }),
+                    Address::Name(host) => Some(DnsEndpoint { host, port, weight }),
+                    Address::UnixPath(_) | Address::UnixAbstract(_) => None,
+                })
+                .collect()
+        };
+        match &self.backends {
+            Backends::Known(backends) => {
+                let endpoints = select(backends).into_iter().filter_map(|(address, port, weight, workload)| {
+                    let address = match address {
+                        Address::Ip(ip) => EndpointAddress::Ip(ip, port),
+                        Address::UnixPath(path) => EndpointAddress::UnixPath(path),
+                        Address::UnixAbstract(name) => EndpointAddress::UnixAbstract(name),
+                        Address::Name(_) => return None,
+                    };
+                    Some(Endpoint { address, weight, workload })
+                });
+                Some(Endpoints::Static(endpoints.collect()))
+            }
+            Backends::StrictDns(backends) => Some(dns(backends))
+                .filter(|endpoints| !endpoints.is_empty())
+                .map(|endpoints| Endpoints::StrictDns(endpoints.into())),
+            Backends::LogicalDns(backends) => dns(backends).into_iter().next().map(Endpoints::LogicalDns),
+            // A subset that can't be told apart is empty rather than wrong.
+            Backends::ServiceName(_) if !subset.is_empty() => Some(Endpoints::Static(Arc::default())),
+            Backends::ServiceName(backends) => Some(Endpoints::StrictDns(dns(backends).into())),
+        }
+    }
+}
+
+impl Registry {
+    /// The service that `host` names for a resource of `namespace`: one next to it first, then any visible one.
+    pub(super) fn lookup(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
+        let services = self.by_host.get(host)?;
+        let visible = || services.iter().filter(|service| service.visible);
+        visible().find(|service| &*service.identity.namespace == namespace).or_else(|| visible().next())
+    }
+
+    /// Whether any service is called `host`, visible or not.
+    pub(super) fn contains(&self, host: &str) -> bool {
+        self.by_host.contains_key(host)
+    }
+
+    /// Hosts of visible services, in order.
+    pub(super) fn hosts(&self) -> Vec<&Arc<str>> {
+        let visible = self.by_host.iter().filter(|(_, services)| services.iter().any(|service| service.visible));
+        let mut hosts: Vec<_> = visible.map(|(host, _)| host).collect();
+        hosts.sort_unstable();
+        hosts
+    }
+}
+
+/// The registry of the compile before.
+#[derive(Debug, Default)]
+pub(super) struct Memo {
+    inputs: Vec<Arc<Resource>>,
+    export_to: Vec<String>,
+    services: AHashMap<(Arc<str>, Arc<str>, bool), Arc<Service>>,
+    registry: Arc<Registry>,
+}
+
+/// Gathers the services. Those whose resources are the same as in the compile before are the same, and so is the whole
+/// registry if all are.
+pub(super) fn gather(world: &World<'_>, options: &Options, mesh: &MeshSettings, memo: &mut Memo) -> Arc<Registry> {
+    let inputs: Vec<&Arc<Resource>> = (world.services.iter().map(|object| object.resource))
+        .chain(world.endpoint_slices.iter().map(|object| object.resource))
+        .chain(world.endpoints.iter().map(|object| object.resource))
+        .chain(world.service_entries.iter().map(|object| object.resource))
+        .chain(world.workload_entries.iter().map(|object| object.resource))
+        .collect();
+    if same(&inputs, &memo.inputs) && mesh.service_export_to == memo.export_to {
+        return Arc::clone(&memo.registry);
+    }
+    let mut gathering = Gathering {
+        options,
+        mesh,
+        workloads: Workloads::new(&world.workload_entries),
+        previous: if mesh.service_export_to == memo.export_to {
+            std::mem::take(&mut memo.services)
+        } else {
+            AHashMap::new()
+        },
+        services: Vec::new(),
+    };
+    kubernetes::gather(world, &mut gathering);
+    entries::gather(world, &mut gathering);
+
+    let mut registry = Registry::default();
+    memo.services = AHashMap::with_capacity(gathering.services.len());
+    for (kubernetes, service) in gathering.services {
+        let identity = &service.identity;
+        let key = (Arc::clone(&identity.namespace), Arc::clone(&identity.host), kubernetes);
+        memo.services.insert(key, Arc::clone(&service));
+        registry.by_host.entry(Arc::clone(&identity.host)).or_default().push(service);
+    }
+    memo.inputs = inputs.into_iter().cloned().collect();
+    memo.export_to.clone_from(&mesh.service_export_to);
+    memo.registry = Arc::new(registry);
+    Arc::clone(&memo.registry)
+}
+
+/// Services in the making.
+struct Gathering<'a> {
+    options: &'a Options,
+    mesh: &'a MeshSettings,
+    workloads: Workloads<'a>,
+    previous: AHashMap<(Arc<str>, Arc<str>, bool), Arc<Service>>,
+    /// In order of precedence; whether it is Kubernetes's.
+    services: Vec<(bool, Arc<Service>)>,
+}
+
+impl Gathering<'_> {
+    /// Adds the service that was made of the same inputs before, or makes it.
+    fn add(
+        &mut self,
+        key: (Arc<str>, Arc<str>, bool),
+        inputs: &[&Arc<Resource>],
+        make: impl FnOnce(&Self, Vec<Arc<Resource>>) -> Service,
+    ) {
+        let kubernetes = key.2;
+        let service = match self.previous.get(&key) {
+            Some(previous) if same(inputs, &previous.inputs) => Arc::clone(previous),
+            _ => Arc::new(make(self, inputs.iter().map(|&input| Arc::clone(input)).collect())),
+        };
+        self.services.push((kubernetes, service));
+    }
+}
+
+/// A WorkloadEntry with its effective labels.
+#[derive(Clone)]
+struct Workload<'a> {
+    entry: Object<'a, WorkloadEntry>,
+    labels: BTreeMap<String, String>,
+}
+
+/// WorkloadEntries by namespace.
+struct Workloads<'a> {
+    by_namespace: AHashMap<&'a str, Vec<Workload<'a>>>,
+}
+
+impl<'a> Workloads<'a> {
+    fn new(entries: &[Object<'a, WorkloadEntry>]) -> Self {
+        let mut by_namespace: AHashMap<&str, Vec<_>> = AHashMap::new();
+        for &entry in entries {
+            // Labels of the metadata win over those of the spec.
+            let mut labels = entry.spec.labels.clone();
+            labels.extend(entry.resource.meta.labels.clone());
+            by_namespace.entry(entry.namespace()).or_default().push(Workload { entry, labels });
+        }
+        Self { by_namespace }
+    }
+
+    /// The entries of `namespace` whose labels hold `selector`.
+    fn select(&self, namespace: &str, selector: &BTreeMap<String, String>) -> Vec<Workload<'a>> {
+        let entries = self.by_namespace.get(namespace).into_iter().flatten();
+        entries.filter(|workload| is_label_subset(selector, &workload.labels)).cloned().collect()
+    }
+}

@@ -1,0 +1,206 @@
+//! Hosts of ServiceEntries.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ahash::AHashMap;
+
+use super::super::protocol::Protocol;
+use super::super::report::{Field, Report};
+use super::super::visibility::visibility;
+use super::super::world::{Object, World};
+use super::{Address, Backend, Backends, Gathering, Service, ServicePort, Workload};
+use crate::diagnostic::Code;
+use crate::resource::Resource;
+use crate::resource::service_entry::{self, Location, Resolution, ServiceEntry};
+use crate::resource::workload_entry::WorkloadEntry;
+use crate::snapshot::cluster::ServiceIdentity;
+
+pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
+    // Entries of one namespace that name the same host are one service.
+    let mut groups: Vec<(&'a str, Vec<Object<'a, ServiceEntry>>)> = Vec::new();
+    let mut known: AHashMap<(&'a str, &'a str), usize> = AHashMap::new();
+    let viewer = &gathering.options.namespace;
+    for &entry in &world.service_entries {
+        let mesh_default = &gathering.mesh.service_export_to;
+        if visibility(&entry.spec.export_to, mesh_default, entry.namespace(), viewer).is_none() {
+            continue;
+        }
+        for host in &entry.spec.hosts {
+            let group = *known.entry((entry.namespace(), host)).or_insert_with(|| {
+                groups.push((host, Vec::new()));
+                groups.len() - 1
+            });
+            groups[group].1.push(entry);
+        }
+    }
+    for (host, entries) in groups {
+        let namespace = entries[0].namespace();
+        let mut inputs: Vec<&Arc<Resource>> = entries.iter().map(|entry| entry.resource).collect();
+        let mut selected = Vec::new();
+        for entry in &entries {
+            let Some(selector) = &entry.spec.workload_selector else { continue };
+            for workload in gathering.workloads.select(namespace, &selector.labels) {
+                inputs.push(workload.entry.resource);
+                selected.push(workload);
+            }
+        }
+        let host: Arc<str> = host.into();
+        gathering.add((Arc::clone(namespace), Arc::clone(&host), false), &inputs, |_, inputs| {
+            let mut report = Report::default();
+            let ports = ports(&entries, &mut report);
+            let backends = backends(&host, &entries, &selected, &ports, &mut report);
+            Service {
+                identity: Arc::new(ServiceIdentity {
+                    host: Arc::clone(&host),
+                    name: Arc::clone(&host),
+                    namespace: Arc::clone(namespace),
+                }),
+                ports: ports.into_iter().map(|(port, _)| port).collect(),
+                alias: None,
+                visible: true,
+                backends,
+                inputs,
+                diagnostics: report.diagnostics,
+            }
+        });
+    }
+}
+
+/// The ports of all entries with their target ports; the first definition of a number wins.
+fn ports(entries: &[Object<'_, ServiceEntry>], report: &mut Report) -> Vec<(ServicePort, u16)> {
+    let mut ports: Vec<(ServicePort, u16)> = Vec::new();
+    for entry in entries {
+        let ServiceEntry {
+            hosts: _,
+            // Only sidecars look at them.
+            addresses: _,
+            ports: entry_ports,
+            location: Location::MeshExternal | Location::MeshInternal,
+            resolution: _,
+            endpoints: _,
+            workload_selector: _,
+            export_to: _,
+            // Checked where TLS is originated.
+            subject_alt_names: _,
+        } = entry.spec;
+        let spec = Field::spec(entry.resource);
+        let list = spec.name("ports");
+        for (i, port) in entry_ports.iter().enumerate() {
+            let service_entry::ServicePort { number, protocol, name, target_port } = port;
+            let Ok(number) = u16::try_from(*number) else { continue };
+            let target = u16::try_from(*target_port).ok().filter(|&target| target != 0).unwrap_or(number);
+            let protocol = if protocol.is_empty() { Protocol::Auto } else { Protocol::parse(protocol) };
+            let port = ServicePort { number, name: name.clone(), protocol };
+            match ports.iter().find(|(known, _)| known.number == number) {
+                None => ports.push((port, target)),
+                Some((known, _)) if known.protocol != port.protocol => report.warning(
+                    Code::ConflictingServiceEntryProtocols,
+                    list.index(i),
+                    format!("an older ServiceEntry gives port {number} of this host another protocol"),
+                ),
+                Some(_) => {}
+            }
+        }
+    }
+    ports
+}
+
+fn backends(
+    host: &Arc<str>,
+    entries: &[Object<'_, ServiceEntry>],
+    selected: &[Workload<'_>],
+    ports: &[(ServicePort, u16)],
+    report: &mut Report,
+) -> Backends {
+    let resolution = entries[0].spec.resolution;
+    let is_static = resolution == Resolution::Static;
+    let mut backends = Vec::new();
+    for entry in entries {
+        let spec = Field::spec(entry.resource);
+        match entry.spec.resolution {
+            Resolution::None => report.warning(
+                Code::Ignored,
+                spec.name("resolution"),
+                "a gateway knows no original destination: requests to this host answer 503 (UH)",
+            ),
+            Resolution::DynamicDns => {
+                report.unsupported(spec.name("resolution"), "not supported yet: requests to this host answer 503 (UH)");
+            }
+            Resolution::Static | Resolution::Dns | Resolution::DnsRoundRobin => {}
+        }
+        let list = spec.name("endpoints");
+        for (i, endpoint) in entry.spec.endpoints.iter().enumerate() {
+            let field = list.index(i);
+            match backend(endpoint, endpoint.labels.clone(), None, ports) {
+                Some(backend) if is_static && matches!(backend.address, Address::Name(_)) => report.warning(
+                    Code::SchemaWarning,
+                    field.name("address"),
+                    "resolution STATIC takes IP addresses and unix sockets; this endpoint is left out",
+                ),
+                Some(backend) => backends.push(backend),
+                None => report.unsupported(field.name("network"), "endpoints of other networks are left out"),
+            }
+        }
+    }
+    for Workload { entry, labels } in selected {
+        let name = Some(Arc::clone(&entry.resource.meta.name));
+        match backend(entry.spec, labels.clone(), name, ports) {
+            Some(backend) if is_static && !matches!(backend.address, Address::Ip(_)) => {}
+            Some(backend) => backends.push(backend),
+            None => {}
+        }
+    }
+    let of_host = || Backend {
+        address: Address::parse(host),
+        ports: ports.iter().map(|(port, target)| (port.number, *target)).collect(),
+        labels: BTreeMap::new(),
+        weight: 1,
+        workload: None,
+    };
+    let without_endpoints =
+        entries.iter().all(|entry| entry.spec.endpoints.is_empty() && entry.spec.workload_selector.is_none());
+    let is_dns = matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+    if is_dns && without_endpoints && !host.starts_with('*') {
+        backends.push(of_host());
+    }
+    match resolution {
+        Resolution::None | Resolution::DynamicDns => Backends::Known(Vec::new()),
+        Resolution::Static => Backends::Known(backends),
+        Resolution::Dns => Backends::StrictDns(backends),
+        Resolution::DnsRoundRobin => Backends::LogicalDns(backends),
+    }
+}
+
+/// An endpoint; `None` without an address, which means another network's gateway.
+fn backend(
+    endpoint: &WorkloadEntry,
+    labels: BTreeMap<String, String>,
+    workload: Option<Arc<str>>,
+    ports: &[(ServicePort, u16)],
+) -> Option<Backend> {
+    let WorkloadEntry {
+        address,
+        ports: named,
+        labels: _,
+        // One network is all there is; locality and account tell nothing before there is failover and mutual TLS.
+        network: _,
+        locality: _,
+        weight,
+        service_account: _,
+    } = endpoint;
+    if address.is_empty() {
+        return None;
+    }
+    let ports = ports.iter().map(|(port, target)| {
+        let named = named.get(&port.name).and_then(|&number| u16::try_from(number).ok());
+        (port.number, named.unwrap_or(*target))
+    });
+    Some(Backend {
+        address: Address::parse(address),
+        ports: ports.collect(),
+        labels,
+        weight: (*weight).max(1),
+        workload,
+    })
+}

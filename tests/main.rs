@@ -7,3 +7,11 @@
 
 #[allow(dead_code, unreachable_pub, reason = "a small language is of use before every word of it is spoken")]
 mod harness;
+
+mod actions;
+mod connection;
+mod cors;
+mod local_reply;
+mod resilience;
+mod routing;
+mod upgrade;

@@ -6,6 +6,7 @@
 //!
 //! This crate does no network I/O and, outside `source`, no file I/O. It knows neither Pingora nor tokio nor TLS.
 
+pub mod accept;
 pub mod compile;
 pub mod diagnostic;
 pub mod parse;

@@ -135,7 +135,7 @@ impl Parser {
 pub fn parse_text(file: &str, text: &str) -> Vec<Parsed> {
     let parser = Parser::new("istio-system");
     let file: Arc<Path> = Arc::from(Path::new(file));
-    crate::source::documents(&file, text).iter().map(|document| parser.parse(document)).collect()
+    crate::source::documents(&file, text, &[]).iter().map(|document| parser.parse(document)).collect()
 }
 
 #[cfg(test)]

@@ -287,9 +287,9 @@ impl Source {
     }
 }
 
-/// The documents of a text that is no file.
-pub fn documents(file: &Arc<Path>, text: &str) -> Vec<Arc<Document>> {
-    split::split(file, text, &[])
+/// The documents of a text that is no file; those that are among `previous` are the same.
+pub(crate) fn documents(file: &Arc<Path>, text: &str, previous: &[Arc<Document>]) -> Vec<Arc<Document>> {
+    split::split(file, text, previous)
 }
 
 fn unreadable(path: &Arc<Path>, error: &io::Error) -> Diagnostic {

@@ -224,8 +224,8 @@ impl Http1 {
             if line.is_empty() {
                 return Ok(fields);
             }
-            let (name, value) = line.split_once(": ").ok_or_else(|| Failure::Malformed(line.clone()))?;
-            fields.push((name.to_owned(), value.to_owned()));
+            let (name, value) = line.split_once(':').ok_or_else(|| Failure::Malformed(line.clone()))?;
+            fields.push((name.to_owned(), value.strip_prefix(' ').unwrap_or(value).to_owned()));
         }
     }
 

@@ -168,7 +168,7 @@ data:
 #[test]
 fn mesh_config_is_read_from_the_config_map_and_places_in_it_are_right() {
     let parsed = one(MESH_MAP);
-    assert_eq!(names(&parsed), ["ConfigMap istio-system/istio", "!MeshConfig istio-system/istio"]);
+    assert_eq!(names(&parsed), ["ConfigMap istio-system/istio", "~MeshConfig istio-system/istio"]);
     let location = parsed.diagnostics[0].location();
     assert_eq!((location.line, location.column), (10, 21));
     let parsed = one(&MESH_MAP.replace("never", "5s"));

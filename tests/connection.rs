@@ -1,0 +1,6 @@
+//! How the gateway behaves on a connection: networking.md §4.
+
+mod codec;
+mod edge;
+mod path;
+mod timers;

@@ -1,0 +1,240 @@
+//! Upgrades, CONNECT and protocol versions: networking.md §3.21.
+
+use std::time::Duration;
+
+use http::Request;
+
+use crate::harness::client::{End, Http1, Http2};
+use crate::harness::exchange::{
+    self, EDGE, check_local_reply, check_log, check_received, expected, forwarded, refused, steady,
+};
+use crate::harness::mesh::Mesh;
+use crate::harness::raw_h2::RawH2;
+use crate::harness::table::Table;
+use crate::harness::upstream::{Step, Upstream};
+
+const SWITCH: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\n";
+
+/// Accepts every upgrade and echoes what comes then.
+async fn echoes() -> Upstream {
+    Upstream::h1(|_| vec![Step::ReadBody, Step::Send(SWITCH.to_vec()), Step::Echo]).await
+}
+
+fn to(service: &str, fields: &str) -> String {
+    format!("[{{route: [{{destination: {{host: {service}}}}}]{}{fields}}}]", if fields.is_empty() { "" } else { ", " })
+}
+
+#[tokio::test]
+async fn websocket() {
+    let echo = echoes().await;
+    let late_echo = Upstream::h1(|_| {
+        vec![Step::ReadBody, Step::Pause(Duration::from_millis(1200)), Step::Send(SWITCH.to_vec()), Step::Echo]
+    })
+    .await;
+    let refuses = Upstream::answers("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let forbids = Upstream::answers("HTTP/1.1 403 No\r\ncontent-length: 2\r\n\r\nno").await;
+    let leaves = Upstream::h1(|_| {
+        vec![Step::ReadBody, Step::Send(SWITCH.to_vec()), Step::Pause(Duration::from_millis(50)), Step::Close]
+    })
+    .await;
+    let gateway = Mesh::new()
+        .http("echo.test", &[echo.address()])
+        .route("a.com", "echo.test")
+        .routes("rewrite.com", &to("echo.test", "rewrite: {uri: /ws/}"))
+        .routes("timeout.com", &to("echo.test", "timeout: 500ms"))
+        .http("late.test", &[late_echo.address()])
+        .routes("late.com", &to("late.test", "timeout: 500ms"))
+        .http("refuses.test", &[refuses.address()])
+        .route("refuses.com", "refuses.test")
+        .http("forbids.test", &[forbids.address()])
+        .route("forbids.com", "forbids.test")
+        .http("leaves.test", &[leaves.address()])
+        .route("leaves.com", "leaves.test")
+        .start()
+        .await;
+    let mut table = Table::new("networking.md §3.21, WebSocket");
+    let handshake =
+        |host: &str| format!("GET /chat HTTP/1.1\r\nhost: {host}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n");
+
+    for (name, request, line, headers) in [
+        (
+            "plain",
+            "GET /chat HTTP/1.1\r\nhost: a.com\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: k\r\nsec-websocket-version: 13\r\n\r\n",
+            "GET /chat HTTP/1.1",
+            vec![
+                "host: a.com",
+                "connection: Upgrade",
+                "upgrade: websocket",
+                "sec-websocket-key: k",
+                "sec-websocket-version: 13",
+                EDGE,
+            ],
+        ),
+        (
+            "letter case and keep-alive",
+            "GET /chat HTTP/1.1\r\nhost: a.com\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\r\n",
+            "GET /chat HTTP/1.1",
+            vec!["host: a.com", "connection: keep-alive, Upgrade", "upgrade: WebSocket", EDGE],
+        ),
+        (
+            "rewritten",
+            "GET /chat HTTP/1.1\r\nhost: rewrite.com\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n",
+            "GET /ws/chat HTTP/1.1",
+            vec![
+                "host: rewrite.com",
+                "connection: Upgrade",
+                "upgrade: websocket",
+                EDGE,
+                "x-envoy-original-path: /chat",
+            ],
+        ),
+    ] {
+        table.row(name);
+        let mut client = Http1::connect(gateway.address(80)).await;
+        let response = client.exchange(request).await;
+        table.check("status", &101, &response.status);
+        let lines =
+            ["connection: Upgrade", "upgrade: websocket", "sec-websocket-accept: x", "date: *", "server: istio-envoy"];
+        table.check("headers", &expected(&lines), &steady(&response.headers));
+        client.send("hello").await;
+        table.check("echo", &Ok(b"hello".to_vec()), &client.read_exactly(5).await);
+        let received = echo.take();
+        table.check(
+            "request line",
+            line,
+            received.first().map(|seen| format!("GET {} HTTP/1.1", seen.target)).unwrap_or_default().as_str(),
+        );
+        table.check(
+            "request headers",
+            &expected(&headers),
+            &received.first().map(|seen| steady(&seen.headers)).unwrap_or_default(),
+        );
+    }
+
+    table.row("a megabyte both ways");
+    let mut client = Http1::connect(gateway.address(80)).await;
+    client.exchange(handshake("a.com")).await;
+    let data: Vec<u8> = (0..1_000_000_u32).map(|number| (number % 251) as u8).collect();
+    for piece in data.chunks(10_000) {
+        client.send(piece).await;
+        if client.read_exactly(piece.len()).await.as_deref() != Ok(piece) {
+            table.fail("what came back isn't what was sent");
+            break;
+        }
+    }
+
+    table.row("the timeout is over with the handshake");
+    let mut client = Http1::connect(gateway.address(80)).await;
+    client.exchange(handshake("timeout.com")).await;
+    table.check("after the timeout", &End::Open, &client.ended(Duration::from_millis(1000)).await);
+    client.send("hi").await;
+    table.check("echo", &Ok(b"hi".to_vec()), &client.read_exactly(2).await);
+
+    table.row("the timeout covers the handshake");
+    let mark = gateway.log_mark();
+    let response = Http1::connect(gateway.address(80)).await.exchange(handshake("late.com")).await;
+    check_local_reply(&mut table, &response, 504, "upstream request timeout", true);
+    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 504, "UT", "response_timeout");
+
+    table.row("the upstream answers 200");
+    let mark = gateway.log_mark();
+    let response = Http1::connect(gateway.address(80)).await.exchange(handshake("refuses.com")).await;
+    check_local_reply(&mut table, &response, 200, "", true);
+    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 200, "-", "websocket_handshake_unsuccessful");
+
+    table.row("the upstream answers 403");
+    let mark = gateway.log_mark();
+    let response = Http1::connect(gateway.address(80)).await.exchange(handshake("forbids.com")).await;
+    table.check("answer", &(403, "no".to_owned()), &(response.status, response.text()));
+    let lines = ["content-length: 2", "date: *", "server: istio-envoy", "connection: close"];
+    table.check("headers", &expected(&lines), &steady(&response.headers));
+    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 403, "-", "via_upstream");
+
+    table.row("the upstream ends it");
+    let mark = gateway.log_mark();
+    let mut client = Http1::connect(gateway.address(80)).await;
+    client.exchange(handshake("leaves.com")).await;
+    table.check("connection", &End::Closed, &client.ended(Duration::from_secs(5)).await);
+    let details = "upstream_reset_after_response_started{connection_termination}";
+    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 101, "UC", details);
+    table.finish();
+}
+
+#[tokio::test]
+async fn other_upgrades() {
+    let upstream = Upstream::ok().await;
+    let gateway = Mesh::new().http("be.test", &[upstream.address()]).route("a.com", "be.test").start().await;
+    let mut table = Table::new("networking.md §3.21, other upgrades and CONNECT");
+    #[rustfmt::skip]
+    let rows = [
+        refused("another protocol", b"GET / HTTP/1.1\r\nhost: a.com\r\nconnection: upgrade\r\nupgrade: foo\r\n\r\n", 403, "", "-", "upgrade_failed"),
+        refused("another protocol with a body", b"POST / HTTP/1.1\r\nhost: a.com\r\nconnection: upgrade\r\nupgrade: foo\r\ncontent-length: 2\r\n\r\nhi", 403, "", "-", "upgrade_failed"),
+        forwarded("h2c is dropped", b"GET / HTTP/1.1\r\nhost: a.com\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n", "GET / HTTP/1.1", &["host: a.com", EDGE], ""),
+        forwarded("websocket without connection", b"GET /chat HTTP/1.1\r\nhost: a.com\r\nupgrade: websocket\r\n\r\n", "GET /chat HTTP/1.1", &["host: a.com", EDGE], ""),
+        refused("CONNECT", b"CONNECT a.com:80 HTTP/1.1\r\nhost: a.com:80\r\n\r\n", 404, "", "NR", "route_not_found"),
+        refused("CONNECT to another host", b"CONNECT zzz.com:80 HTTP/1.1\r\nhost: zzz.com:80\r\n\r\n", 404, "", "NR", "route_not_found"),
+        refused("HTTP/1.0", b"GET / HTTP/1.0\r\nhost: a.com\r\n\r\n", 426, "Upgrade Required", "DPE", "low_version"),
+    ];
+    exchange::run(&mut table, &gateway, 80, &upstream, &rows).await;
+
+    table.row("CONNECT over HTTP/2");
+    let mark = gateway.log_mark();
+    let request = Request::connect("a.com:80").body(()).unwrap();
+    let response = Http2::connect(gateway.address(80)).await.exchange(request, &[]).await;
+    table.check("status", &404, &response.status);
+    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 404, "NR", "route_not_found");
+
+    table.row("extended CONNECT is off");
+    let mark = gateway.log_mark();
+    let mut client = RawH2::connect(gateway.address(80)).await;
+    let fields: [(&str, &[u8]); 5] = [
+        (":method", b"CONNECT"),
+        (":protocol", b"websocket"),
+        (":scheme", b"http"),
+        (":authority", b"a.com"),
+        (":path", b"/"),
+    ];
+    client.headers(1, &fields, false).await;
+    let (_, end) = client.rest(Duration::from_secs(5)).await;
+    table.check("ended", &true, &matches!(end, End::Closed | End::Reset));
+    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 0, "DPE", "http2.invalid.header.field");
+    table.finish();
+}
+
+#[tokio::test]
+async fn http10_on_demand() {
+    let upstream = Upstream::ok().await;
+    let mesh = Mesh::new().http("be.test", &[upstream.address()]).route("a.com", "be.test");
+    let gateway =
+        mesh.builder().environment("PILOT_HTTP10", "1").start().await.unwrap_or_else(|failure| panic!("{failure}"));
+    let mut table = Table::new("networking.md §3.21, PILOT_HTTP10");
+    for (name, lines, close) in [("close", "", true), ("keep-alive", "connection: keep-alive\r\n", false)] {
+        table.row(name);
+        let mut client = Http1::connect(gateway.address(80)).await;
+        client.send(format!("GET / HTTP/1.0\r\nhost: a.com\r\n{lines}\r\n")).await;
+        let connection = if close { "connection: close" } else { "connection: keep-alive" };
+        match client.read_exactly("HTTP/1.0 200 OK\r\n".len()).await {
+            Ok(line) => table.check("status line", "HTTP/1.0 200 OK\r\n", String::from_utf8_lossy(&line).as_ref()),
+            Err(failure) => {
+                table.fail(format!("{failure:?}"));
+                continue;
+            }
+        };
+        let End::Bytes(rest) = client.ended(Duration::from_secs(2)).await else {
+            table.fail("no header lines");
+            continue;
+        };
+        let rest = String::from_utf8_lossy(&rest).into_owned();
+        table.check(&format!("{connection} in {rest:?}"), &true, &rest.contains(connection));
+        table.check("body", &true, &rest.ends_with("\r\n\r\nok"));
+        let end = if close { End::Closed } else { End::Open };
+        table.check("connection", &end, &client.ended(Duration::from_millis(if close { 3000 } else { 50 })).await);
+        check_received(&mut table, upstream.take(), "GET / HTTP/1.1", &["host: a.com", EDGE], "");
+    }
+    table.row("no host");
+    let mut client = Http1::connect(gateway.address(80)).await;
+    client.send("GET / HTTP/1.0\r\n\r\n").await;
+    table.check("status line", &Ok(b"HTTP/1.0 400 ".to_vec()), &client.read_exactly(13).await);
+    table.finish();
+}

@@ -99,6 +99,9 @@ fn check(table: &mut Table, response: &crate::harness::client::Response, status:
     table.check("headers", &expected(&lines), &steady(&response.headers));
 }
 
+/// Name; trusted proxies; authority; path; x-forwarded-proto; Location, or the status without one.
+type HttpsRow = (&'static str, u32, &'static str, &'static str, &'static str, Result<&'static str, u16>);
+
 #[tokio::test]
 async fn https_redirects() {
     let upstream = Upstream::ok().await;
@@ -114,8 +117,7 @@ async fn https_redirects() {
     };
     let (edge, behind) = (mesh(0).start().await, mesh(1).start().await);
     let mut table = Table::new("networking.md §2.8, httpsRedirect");
-    // Name; trusted proxies; authority; path; x-forwarded-proto; Location, or the status without one.
-    let redirected: &[(&str, u32, &str, &str, &str, Result<&str, u16>)] = &[
+    let redirected: &[HttpsRow] = &[
         ("query", 0, "tls.com", "/x?y=1", "", Ok("https://tls.com/x?y=1")),
         ("port 8080", 0, "tls.com:8080", "/x", "", Ok("https://tls.com:8080/x")),
         ("port 80", 0, "tls.com:80", "/x", "", Ok("https://tls.com:80/x")),

@@ -29,10 +29,12 @@ async fn answer(gateway: &Gateway, port: u16, host: &str, target: &str) -> Strin
     if response.status == 200 { response.text() } else { response.status.to_string() }
 }
 
+/// Server hosts; namespace and hosts of the VirtualService; hosts asked, whether they are there.
+type HostsRow = (&'static str, &'static str, &'static str, &'static [(&'static str, bool)]);
+
 #[tokio::test]
 async fn server_and_service_hosts() {
-    // Server hosts; namespace and hosts of the VirtualService; host asked, whether it is there.
-    let rows: &[(&str, &str, &str, &[(&str, bool)])] = &[
+    let rows: &[HostsRow] = &[
         ("'*'", "default", "foo.com", &[("foo.com", true), ("bar.com", false)]),
         (
             "'*.foo.com'",
@@ -76,10 +78,12 @@ async fn server_and_service_hosts() {
     table.finish();
 }
 
+/// Host; VirtualServices as metadata, exportTo and answer; whose route is first.
+type OrderRow = (&'static str, &'static [(&'static str, &'static str, &'static str)], &'static str);
+
 #[tokio::test]
 async fn order_of_virtual_services() {
-    // Host; VirtualServices as (metadata, exportTo); whose route is first.
-    let rows: &[(&str, &[(&str, &str, &str)], &str)] = &[
+    let rows: &[OrderRow] = &[
         (
             "visibility.com",
             &[

@@ -147,7 +147,8 @@ impl Source {
     fn look_at_named(&mut self, path: &Path, scan: &mut Scan) {
         let known = self.files.contains_key(path);
         let parent_is_known = path.parent().is_some_and(|parent| self.directories.contains(parent));
-        if !known && !(parent_is_known && walk::is_configuration(path)) {
+        let is_new = parent_is_known && walk::is_configuration(path);
+        if !known && !is_new {
             return;
         }
         let path: Arc<Path> = Arc::from(path);

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't read its own input should stop")]
 
+use proptest::strategy::Strategy;
+
 use super::*;
 use crate::diagnostic::{Style, render};
 use crate::resource::Spec;
@@ -213,6 +215,81 @@ fn the_source_of_a_secret_is_never_shown() {
         for diagnostic in &parsed.diagnostics {
             let output = format!("{}{diagnostic:?}", render(diagnostic, Style::Coloured));
             assert!(!output.contains("4711"), "{output}");
+        }
+    }
+}
+
+#[test]
+fn findings_that_only_follow_from_another_are_left_out() {
+    let parsed = one("apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: a}\nspec: {server: []}\n");
+    assert_eq!(parsed.diagnostics.len(), 1, "{:?}", parsed.diagnostics);
+}
+
+fn pieces() -> impl Strategy<Value = String> {
+    let words = [
+        "a",
+        "kind",
+        ": ",
+        ":",
+        "\n",
+        "  ",
+        "- ",
+        "\"",
+        "'",
+        "|",
+        ">",
+        "&x ",
+        "*x",
+        "<<",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        "# ",
+        "!!str ",
+        "---",
+        "...",
+        "\t",
+        "%YAML 1.2",
+        "\u{e4}",
+        "\u{feff}",
+        "\0",
+        "1e9",
+        "null",
+        "?",
+        "spec",
+        "metadata",
+        "name",
+        "\r\n",
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  ",
+        "kind: ConfigMap\napiVersion: v1\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: ",
+        "http: ",
+        "match: ",
+        "uri: ",
+        "regex: ",
+        "timeout: ",
+        "items: ",
+        "kind: List\n",
+    ];
+    proptest::collection::vec(proptest::sample::select(words.to_vec()), 0..40).prop_map(|words| words.concat())
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(3_000))]
+
+    /// Whatever a file holds, it is read or refused; and every finding can be shown.
+    #[test]
+    fn no_text_is_too_strange(text in pieces()) {
+        for parsed in parse_text("test.yaml", &text) {
+            for diagnostic in &parsed.diagnostics {
+                let _ = render(diagnostic, Style::Coloured);
+            }
+            for candidate in &parsed.candidates {
+                if let Outcome::Valid(resource) = &candidate.outcome {
+                    let _ = resource.locate("spec.http[0].match[0].uri");
+                }
+            }
         }
     }
 }

@@ -182,7 +182,7 @@ fn tls(path: &str, tls: &ServerTlsSettings, findings: &mut Findings) {
         for (field, value) in [("serverCertificate", &tls.server_certificate), ("privateKey", &tls.private_key)] {
             if value.is_empty() {
                 findings
-                    .error(format!("{path}.{field}"), format!("{:?} TLS needs `{field}`", tls.mode))
+                    .error(format!("{path}.{field}"), format!("{} TLS needs `{field}`", mode_name(tls.mode)))
                     .help("or name a Secret with `credentialName`");
             }
         }
@@ -199,5 +199,16 @@ fn tls(path: &str, tls: &ServerTlsSettings, findings: &mut Findings) {
         findings
             .warning(format!("{path}.minProtocolVersion"), "TLS below 1.2 is not offered")
             .help("clients that can't speak TLS 1.2 are refused");
+    }
+}
+
+fn mode_name(mode: ServerTlsMode) -> &'static str {
+    match mode {
+        ServerTlsMode::Passthrough => "PASSTHROUGH",
+        ServerTlsMode::Simple => "SIMPLE",
+        ServerTlsMode::Mutual => "MUTUAL",
+        ServerTlsMode::AutoPassthrough => "AUTO_PASSTHROUGH",
+        ServerTlsMode::IstioMutual => "ISTIO_MUTUAL",
+        ServerTlsMode::OptionalMutual => "OPTIONAL_MUTUAL",
     }
 }

@@ -87,10 +87,9 @@ fn gateway_names(path: &str, gateways: &[String], findings: &mut Findings) {
     for (index, gateway) in gateways.iter().enumerate() {
         let path = format!("{path}[{index}]");
         match gateway.split_once('/') {
-            Some((namespace, name)) => {
-                if !is_dns_label(namespace) || !is_dns_label(name) {
-                    findings.error(path, format!("`{gateway}` is no `<namespace>/<name>` of a Gateway"));
-                }
+            Some((namespace, name)) if is_dns_label(namespace) && is_dns_label(name) => {}
+            Some(_) => {
+                findings.error(path, format!("`{gateway}` is no `<namespace>/<name>` of a Gateway"));
             }
             None if !is_fqdn(gateway) => {
                 findings.error(path, format!("`{gateway}` is no name of a Gateway"));

@@ -26,9 +26,10 @@ mod tests;
 
 use std::sync::Arc;
 
+use crate::accept::Refusal;
 use crate::diagnostic::Diagnostic;
 use crate::resource::Resource;
-use crate::snapshot::{Refusal, Snapshot};
+use crate::snapshot::Snapshot;
 
 use mesh::MeshSettings;
 use report::Report;
@@ -41,7 +42,7 @@ pub use options::{AccessLogChoice, Features, Options};
 pub struct Input<'a> {
     /// In any order.
     pub resources: &'a [Arc<Resource>],
-    /// Security resources that were rejected and have no accepted version: the gateway refuses to serve.
+    /// Security resources that were rejected and have no accepted version: what they select refuses to serve.
     pub refused: &'a [Refusal],
 }
 

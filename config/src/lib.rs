@@ -9,6 +9,7 @@
 pub mod accept;
 pub mod compile;
 pub mod diagnostic;
+pub mod load;
 pub mod parse;
 pub mod resource;
 pub mod snapshot;

@@ -3,16 +3,19 @@
 //! Source: `reference/security.md` §1 (which policies apply), `design.md`, Reload, rule 4.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::MeshSettings;
 use super::options::Options;
 use super::report::{Field, Report};
 use super::world::{Object, World};
+use crate::accept;
 use crate::diagnostic::Code;
 use crate::resource::security::{
     Action, AuthorizationPolicy, MutualTls, MutualTlsMode, PeerAuthentication, RequestAuthentication,
 };
 use crate::resource::selector::{PolicyTargetReference, WorkloadSelector};
+use crate::resource::{Resource, Spec};
 use crate::snapshot::Refusal;
 
 /// Why requests must be refused. `refused` are resources that were rejected.
@@ -20,11 +23,14 @@ pub(super) fn compile(
     world: &World<'_>,
     options: &Options,
     mesh: &MeshSettings,
-    refused: &[Refusal],
+    refused: &[accept::Refusal],
     report: &mut Report,
 ) -> Vec<Refusal> {
-    let mut refusals = refused.to_vec();
     let scope = Scope { options, mesh };
+    let mut refusals: Vec<Refusal> = (refused.iter())
+        .filter(|refused| refused.partial.as_ref().is_none_or(|partial| scope.may_select(partial)))
+        .map(|refused| Refusal { resource: refused.resource.clone(), reason: refused.reason.clone() })
+        .collect();
     for &policy in &world.request_authentications {
         let RequestAuthentication { selector, target_ref, target_refs, jwt_rules } = policy.spec;
         if !jwt_rules.is_empty() && scope.selects(policy, selector.as_ref(), target_ref.as_ref(), target_refs) {
@@ -78,6 +84,28 @@ pub(super) struct Scope<'a> {
 }
 
 impl Scope<'_> {
+    /// Whether a resource that was rejected would select this gateway, as far as it could be read.
+    fn may_select(&self, resource: &Arc<Resource>) -> bool {
+        match &resource.spec {
+            Spec::RequestAuthentication(spec) => {
+                let RequestAuthentication { selector, target_ref, target_refs, jwt_rules: _ } = &**spec;
+                let policy = Object { resource, spec: &**spec };
+                self.selects(policy, selector.as_ref(), target_ref.as_ref(), target_refs)
+            }
+            Spec::AuthorizationPolicy(spec) => {
+                let AuthorizationPolicy { selector, target_ref, target_refs, rules: _, action: _, provider: _ } =
+                    &**spec;
+                let policy = Object { resource, spec: &**spec };
+                self.selects(policy, selector.as_ref(), target_ref.as_ref(), target_refs)
+            }
+            Spec::PeerAuthentication(spec) => {
+                let PeerAuthentication { selector, mtls: _, port_level_mtls: _ } = &**spec;
+                self.selects(Object { resource, spec: &**spec }, selector.as_ref(), None, &[])
+            }
+            _ => true,
+        }
+    }
+
     /// A policy selects this gateway from its own or the root namespace, by labels, by the name of a Gateway API
     /// gateway, or as a whole.
     pub(super) fn selects<T>(

@@ -14,7 +14,7 @@ mod h2;
 pub mod head;
 pub mod headers;
 mod mirror;
-mod normalize;
+pub mod normalize;
 mod redirect;
 mod timers;
 

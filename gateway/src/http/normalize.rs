@@ -7,7 +7,7 @@ use config::snapshot::listener::{EscapedSlashes, PathNormalization};
 
 /// What normalisation makes of a path with query.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Normalized {
+pub enum Normalized {
     /// It stays as it is.
     Unchanged,
     /// The request goes on with this one.
@@ -19,7 +19,7 @@ pub(super) enum Normalized {
 }
 
 /// Normalises `target`, a path that begins with `/`, with its query.
-pub(super) fn normalize(target: &[u8], mode: PathNormalization, slashes: EscapedSlashes) -> Normalized {
+pub fn normalize(target: &[u8], mode: PathNormalization, slashes: EscapedSlashes) -> Normalized {
     let without_fragment = target.split(|&byte| byte == b'#').next().unwrap_or_default();
     let end = without_fragment.iter().position(|&byte| byte == b'?').unwrap_or(without_fragment.len());
     let (path, query) = without_fragment.split_at(end);

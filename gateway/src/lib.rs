@@ -1,10 +1,13 @@
 //! Fairlead's data plane: listeners, HTTP, forwarding, telemetry, reload and the command line.
 
+pub mod admin;
+pub mod demo;
 pub mod drain;
 pub mod echo;
 pub mod filter;
 pub mod http;
 pub mod listener;
+pub mod reload;
 pub mod request;
 pub mod response;
 pub mod server;
@@ -13,3 +16,202 @@ pub mod stream;
 pub mod telemetry;
 pub mod upstream;
 pub mod worker;
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use config::compile::Options as Identity;
+use config::diagnostic::Diagnostic;
+use config::load::Loader;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing::info;
+
+use admin::{Admin, Unavailable};
+use listener::{DefaultAddresses, ListenerReport, Listeners};
+use reload::{ReadyFile, Reloader};
+use server::Workers;
+use state::State;
+use telemetry::Telemetry;
+use telemetry::access_log::AccessLogger;
+use telemetry::metrics::Source;
+use upstream::dns::{SystemLookup, resolve};
+use worker::Gateway;
+
+/// How a gateway is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Watched directories and files. Relative ones are taken from the working directory of the start.
+    pub roots: Vec<PathBuf>,
+    /// Who we are, for the compiler of the configuration.
+    pub identity: Identity,
+    /// Start although some documents are invalid.
+    pub accept_invalid: bool,
+    /// Addresses of servers without `bind`.
+    pub bind: DefaultAddresses,
+    /// The ports beside the listeners.
+    pub ports: admin::Addresses,
+    /// Worker threads.
+    pub workers: NonZeroUsize,
+    /// Downstream connections at once.
+    pub max_connections: u64,
+    /// Where to say that the gateway is ready.
+    pub ready_file: Option<PathBuf>,
+    /// How it ends.
+    pub shutdown: Shutdown,
+}
+
+/// What happens between SIGTERM and the exit.
+///
+/// Source: `reference/telemetry-and-operations.md` §9.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shutdown {
+    /// Time to drain; `None`: as MeshConfig says (`terminationDrainDuration`).
+    pub drain: Option<Duration>,
+    /// `EXIT_ON_ZERO_ACTIVE_CONNECTIONS`: after `minimum`, wait until no connection is left, for however long.
+    pub until_no_connections: bool,
+    /// `MINIMUM_DRAIN_DURATION`.
+    pub minimum: Duration,
+}
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFailure {
+    /// There are errors in the configuration, among these findings.
+    #[error("the configuration is invalid")]
+    Invalid(Arc<[Diagnostic]>),
+    /// A port that isn't a listener's is taken.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// The operating system refuses something.
+    #[error("can't start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A gateway that serves.
+#[derive(Debug)]
+pub struct Running {
+    gateway: Arc<Gateway>,
+    admin: Arc<Admin>,
+    reloader: Reloader,
+    shutdown: Shutdown,
+    /// The ports beside the listeners, as they are.
+    pub ports: admin::Addresses,
+}
+
+/// Starts a gateway on the current runtime, which becomes its control runtime: it serves when this returns.
+///
+/// # Errors
+/// See [`StartFailure`].
+pub async fn start(options: Options) -> Result<Running, StartFailure> {
+    let Options { roots, identity, accept_invalid, bind, ports, workers, max_connections, ready_file, shutdown } =
+        options;
+    // The operating system names changed files as it was told the directories.
+    let roots: Vec<PathBuf> = roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+    let source = Source {
+        workload: identity.name.clone(),
+        namespace: identity.namespace.to_string(),
+        cluster: identity.cluster_id.clone(),
+        labels: identity.labels.clone(),
+    };
+    let gateway = Arc::new(Gateway::new(Telemetry::new(&source, AccessLogger::new(io::stdout())?)));
+    gateway.telemetry.metrics.connections.limit(max_connections);
+    let workers = Workers::start(&gateway, workers)?;
+    let listeners = Listeners::new(Arc::clone(&gateway), workers, bind);
+    let loader = Arc::new(Mutex::new(Loader::new(roots.clone(), identity)));
+    let admin = Admin::new(Arc::clone(&gateway), Arc::clone(&loader), listeners.report());
+    let ports = admin.serve(&ports).await?;
+
+    let (states, receiver) = watch::channel(Arc::<State>::default());
+    let ready_file = ready_file.map(|path| ReadyFile::new(path, ports));
+    let mut reloader =
+        Reloader::new(Arc::clone(&gateway), Arc::clone(&admin), loader, roots, listeners, states, ready_file);
+    let begin = Instant::now();
+    let loaded = reloader.load().await;
+    if !accept_invalid && loaded.has_errors() {
+        return Err(StartFailure::Invalid(loaded.diagnostics));
+    }
+    tokio::spawn(resolve(Arc::clone(&gateway), receiver, SystemLookup::default()));
+    reloader.apply(&loaded, begin).await;
+    admin.readiness.serving();
+    reloader.write_ready_file();
+    Ok(Running { gateway, admin, reloader, shutdown, ports })
+}
+
+impl Running {
+    /// Serves and reloads until SIGTERM or SIGINT, then drains. A second signal ends the drain.
+    ///
+    /// # Errors
+    /// When the operating system refuses signals.
+    pub async fn serve(mut self) -> io::Result<()> {
+        let mut signals = Signals::new()?;
+        tokio::select! {
+            failed = self.reloader.follow() => failed?,
+            () = signals.next() => {}
+        }
+        let drain = self.drain_time();
+        info!(?drain, until_no_connections = self.shutdown.until_no_connections, "draining");
+        self.admin.readiness.draining();
+        self.reloader.listeners.drain();
+        tokio::select! {
+            () = self.drained(drain) => {}
+            () = signals.next() => info!("second signal: not waiting any longer"),
+        }
+        self.end().await;
+        Ok(())
+    }
+
+    /// The listeners as they are.
+    pub fn listeners(&self) -> Arc<Vec<ListenerReport>> {
+        self.reloader.listeners.report().load_full()
+    }
+
+    fn drain_time(&self) -> Duration {
+        self.shutdown.drain.unwrap_or_else(|| self.gateway.state.load().snapshot.mesh.termination_drain)
+    }
+
+    async fn drained(&self, drain: Duration) {
+        if !self.shutdown.until_no_connections {
+            return tokio::time::sleep(drain).await;
+        }
+        tokio::time::sleep(self.shutdown.minimum).await;
+        self.no_connections().await;
+    }
+
+    async fn no_connections(&self) {
+        while self.gateway.telemetry.metrics.connections.active() > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Cuts what is left, and lets it write its access log.
+    async fn end(mut self) {
+        self.reloader.listeners.shut_down();
+        let _ = tokio::time::timeout(Duration::from_millis(500), self.no_connections()).await;
+        self.gateway.telemetry.access_log.flush();
+        info!("bye");
+    }
+}
+
+/// SIGTERM and SIGINT.
+#[derive(Debug)]
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -27,7 +27,9 @@ impl Telemetry {
     /// Counts a finished request and writes its access log line. `state` is the one that the request was served with.
     pub fn record(&self, state: &State, facts: &Facts) {
         self.metrics.requests.record(facts);
-        self.access_log.write(state.snapshot.mesh.access_log.as_ref(), facts);
+        if let Some(log) = &state.snapshot.mesh.access_log {
+            self.access_log.write(log, facts);
+        }
     }
 
     /// Everything that is counted, in Prometheus' text format.

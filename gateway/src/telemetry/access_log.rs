@@ -29,21 +29,8 @@ const MAX_PENDING: usize = 16 * 1024 * 1024;
 /// Writes lines of finished requests.
 #[derive(Debug, Default)]
 pub struct AccessLogger {
-    choice: Choice,
     /// `None` without output.
     queue: Option<Arc<Queue>>,
-}
-
-/// Whether and how requests are logged.
-#[derive(Debug, Clone, Default)]
-pub enum Choice {
-    /// As MeshConfig says.
-    #[default]
-    Configured,
-    /// Never.
-    Off,
-    /// In this format, unless MeshConfig has one of the same kind.
-    Always(AccessLog),
 }
 
 impl AccessLogger {
@@ -51,23 +38,16 @@ impl AccessLogger {
     ///
     /// # Errors
     /// When the operating system refuses a thread.
-    pub fn new(choice: Choice, output: impl Write + Send + 'static) -> io::Result<Self> {
+    pub fn new(output: impl Write + Send + 'static) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let reader = Arc::clone(&queue);
         thread::Builder::new().name("access-log".to_owned()).spawn(move || reader.write_out(output))?;
-        Ok(Self { choice, queue: Some(queue) })
+        Ok(Self { queue: Some(queue) })
     }
 
-    /// Logs a finished request, if it is to be logged. Never waits for the output.
-    pub fn write(&self, configured: Option<&AccessLog>, facts: &Facts) {
+    /// Logs a finished request as `log` says. Never waits for the output.
+    pub fn write(&self, log: &AccessLog, facts: &Facts) {
         let Some(queue) = &self.queue else { return };
-        let log = match (&self.choice, configured) {
-            (Choice::Off, _) | (Choice::Configured, None) => return,
-            (Choice::Always(AccessLog::Text(_)), Some(log @ AccessLog::Text(_)))
-            | (Choice::Always(AccessLog::Json(_)), Some(log @ AccessLog::Json(_)))
-            | (Choice::Configured, Some(log)) => log,
-            (Choice::Always(log), _) => log,
-        };
         let mut line = Vec::with_capacity(512);
         match log {
             AccessLog::Text(format) => text_line(format, facts, &mut line),
@@ -287,24 +267,15 @@ mod tests {
         }
     }
 
-    fn logged(choice: Choice, configured: Option<&AccessLog>) -> String {
-        let (sender, receiver) = mpsc::channel();
-        let logger = AccessLogger::new(choice, Channel(sender)).unwrap();
-        logger.write(configured, &facts());
-        logger.flush();
-        receiver.try_iter().collect()
-    }
-
     #[test]
-    fn the_command_line_overrides_the_mesh() {
-        let (mesh, ours) = (code("mesh "), code("ours "));
+    fn lines_are_text_or_json_as_configured() {
         let json = AccessLog::Json(Arc::new(vec![("code".to_owned(), format(vec![command(Command::ResponseCode)]))]));
-        assert_eq!(logged(Choice::Configured, None), "");
-        assert_eq!(logged(Choice::Configured, Some(&mesh)), "mesh 200\n");
-        assert_eq!(logged(Choice::Off, Some(&mesh)), "");
-        assert_eq!(logged(Choice::Always(ours.clone()), None), "ours 200\n");
-        assert_eq!(logged(Choice::Always(ours), Some(&mesh)), "mesh 200\n");
-        assert_eq!(logged(Choice::Always(json), Some(&mesh)), "{\"code\":200}\n");
+        let (sender, receiver) = mpsc::channel();
+        let logger = AccessLogger::new(Channel(sender)).unwrap();
+        logger.write(&code("code "), &facts());
+        logger.write(&json, &facts());
+        logger.flush();
+        assert_eq!(receiver.try_iter().collect::<String>(), "code 200\n{\"code\":200}\n");
     }
 
     #[test]
@@ -355,12 +326,12 @@ mod tests {
     #[test]
     fn many_lines_arrive_in_order_and_complete() {
         let (sender, receiver) = mpsc::channel();
-        let logger = AccessLogger::new(Choice::Configured, Channel(sender)).unwrap();
+        let logger = AccessLogger::new(Channel(sender)).unwrap();
         let log = code("");
         for status in 0..1000 {
             let mut facts = facts();
             facts.status = status;
-            logger.write(Some(&log), &facts);
+            logger.write(&log, &facts);
         }
         logger.flush();
         let expected: String = (0..1000).map(|status| format!("{status}\n")).collect();

@@ -25,6 +25,10 @@ pub struct Store {
     parser: Parser,
     files: BTreeMap<Arc<Path>, File>,
     slots: BTreeMap<Key, Slot>,
+    /// Of the last generation, as long as nothing else is in force.
+    resources: Option<Arc<[Arc<Resource>]>>,
+    /// Whether a resource with a time stamp has ever been seen: without one the slots are in order.
+    has_dates: bool,
 }
 
 /// The configuration at one moment.
@@ -125,11 +129,13 @@ struct File {
     problem: Option<Diagnostic>,
     /// Keys that stay although no document of this file declares them, because a part can't be read.
     retained: BTreeSet<Key>,
+    /// Whether any document has something to say, so that the many that haven't are not asked again.
+    has_findings: bool,
 }
 
 impl File {
     fn is_broken(&self) -> bool {
-        self.problem.is_some() || self.documents.iter().any(|read| read.parsed.is_broken)
+        self.problem.is_some() || (self.has_findings && self.documents.iter().any(|read| read.parsed.is_broken))
     }
 }
 
@@ -184,7 +190,13 @@ struct Accepted {
 impl Store {
     /// An empty store. `root_namespace` is where the ConfigMap with the MeshConfig is.
     pub fn new(root_namespace: &str) -> Self {
-        Self { parser: Parser::new(root_namespace), files: BTreeMap::new(), slots: BTreeMap::new() }
+        Self {
+            parser: Parser::new(root_namespace),
+            files: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            resources: None,
+            has_dates: false,
+        }
     }
 
     /// Takes over what a scan found. Cost: parsing of the documents that are new, plus a walk over the pointers of all
@@ -237,16 +249,25 @@ impl Store {
         }
     }
 
-    /// Parses what is new in a file. Documents that stayed cost nothing.
+    /// Parses what is new in a file. Documents that stayed cost a comparison of pointers.
     fn read(&mut self, path: &Arc<Path>, content: &Content, concerned: &mut BTreeSet<Key>, changed: &mut Changed) {
         let before = self.files.remove(path);
         let was_broken = before.as_ref().is_some_and(File::is_broken);
         let (old, retained) = before.map(|file| (file.documents, file.retained)).unwrap_or_default();
+        // One edit is the rule: what stands before it and behind it is the same.
+        let same = |read: &Read, document: &Arc<Document>| Arc::ptr_eq(&read.document, document);
+        let head = old.iter().zip(content.documents.iter()).take_while(|(read, document)| same(read, document)).count();
+        let mut documents = old;
+        let rest = documents.split_off(head);
+        let unread = &content.documents[head..];
+        let tail =
+            rest.iter().rev().zip(unread.iter().rev()).take_while(|(read, document)| same(read, document)).count();
+        let replaced = rest.len() - tail;
+        let mut rest = rest.into_iter();
         let mut known: HashMap<*const Document, Read> =
-            old.into_iter().map(|read| (Arc::as_ptr(&read.document), read)).collect();
-        let mut documents = Vec::with_capacity(content.documents.len());
+            rest.by_ref().take(replaced).map(|read| (Arc::as_ptr(&read.document), read)).collect();
         let mut fresh = Vec::new();
-        for document in content.documents.iter() {
+        for document in &unread[..unread.len() - tail] {
             let read = known.remove(&Arc::as_ptr(document)).unwrap_or_else(|| {
                 changed.documents += 1;
                 let read = Read { document: Arc::clone(document), parsed: Arc::new(self.parser.parse(document)) };
@@ -255,13 +276,15 @@ impl Store {
             });
             documents.push(read);
         }
+        documents.extend(rest);
         for read in known.into_values() {
             self.withdraw(path, &read, concerned);
         }
         for read in &fresh {
             self.declare(path, read, concerned);
         }
-        let file = File { documents, problem: content.problem.clone(), retained: BTreeSet::new() };
+        let has_findings = documents.iter().any(|read| read.parsed.has_findings());
+        let file = File { documents, problem: content.problem.clone(), retained: BTreeSet::new(), has_findings };
         // Whether a resource stays may depend on whether its file can be read.
         if was_broken || file.is_broken() {
             concerned.extend(retained);
@@ -323,6 +346,14 @@ impl Store {
             slot.accepted = Some(before);
             return;
         }
+        let is_same = |resource: Option<&Arc<Resource>>| match (&before, resource) {
+            (Some(before), Some(resource)) => Arc::ptr_eq(&before.resource, resource),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same(owner.and_then(|owner| slot.declarations[owner].valid())) {
+            self.resources = None;
+        }
         slot.accepted = match owner {
             Some(owner) => {
                 let owner = slot.declarations[owner].clone();
@@ -331,6 +362,7 @@ impl Store {
                 slot.duplicates = losers.map(|loser| duplicate_of(loser, &owner)).collect();
                 match (owner.valid(), before) {
                     (Some(resource), before) => {
+                        self.has_dates |= resource.meta.creation_timestamp.is_some();
                         match &before {
                             None => changed.added.push(key.name()),
                             Some(before) if *before.resource != **resource => changed.updated.push(key.name()),
@@ -355,12 +387,18 @@ impl Store {
         }
     }
 
-    fn resources(&self) -> Arc<[Arc<Resource>]> {
+    fn resources(&mut self) -> Arc<[Arc<Resource>]> {
+        if let Some(resources) = &self.resources {
+            return Arc::clone(resources);
+        }
         let accepted = self.slots.values().filter_map(|slot| slot.accepted.as_ref());
         let mut resources: Vec<_> = accepted.map(|accepted| Arc::clone(&accepted.resource)).collect();
-        // The slots have this order already where there are no time stamps, as in most files.
-        resources.sort_by_key(|resource| (resource.meta.kind, resource.meta.creation_timestamp));
-        resources.into()
+        if self.has_dates {
+            resources.sort_by_key(|resource| (resource.meta.kind, resource.meta.creation_timestamp));
+        }
+        let resources: Arc<[Arc<Resource>]> = resources.into();
+        self.resources = Some(Arc::clone(&resources));
+        resources
     }
 
     fn diagnostics(&self, directories: Vec<Diagnostic>) -> Vec<Diagnostic> {
@@ -368,7 +406,7 @@ impl Store {
         let mut skipped: BTreeMap<(&Path, &str), (usize, Arc<Document>)> = BTreeMap::new();
         for (path, file) in &self.files {
             diagnostics.extend(file.problem.clone());
-            for read in &file.documents {
+            for read in file.documents.iter().filter(|_| file.has_findings) {
                 diagnostics.extend(read.parsed.diagnostics.iter().cloned());
                 for kind in &read.parsed.skipped {
                     let directory = path.parent().unwrap_or(path);
@@ -397,7 +435,7 @@ impl Store {
                 }
             }
         }
-        for (path, file) in &self.files {
+        for (path, file) in self.files.iter().filter(|(_, file)| file.has_findings) {
             for read in &file.documents {
                 for suspect in &read.parsed.suspects {
                     let stays = |key: &Key, slot: &Slot| {

@@ -56,6 +56,13 @@ pub struct Parsed {
     pub suspects: Vec<Suspect>,
 }
 
+impl Parsed {
+    /// Whether there is anything here but good resources.
+    pub fn has_findings(&self) -> bool {
+        self.is_broken || !(self.diagnostics.is_empty() && self.skipped.is_empty() && self.suspects.is_empty())
+    }
+}
+
 /// A resource as one document declares it.
 #[derive(Debug)]
 pub struct Candidate {

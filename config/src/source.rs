@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ahash::AHashMap;
+
 use crate::diagnostic::{Code, Diagnostic, Severity};
 
 pub use document::Document;
@@ -29,7 +31,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Source {
     roots: Vec<Root>,
-    files: BTreeMap<Arc<Path>, File>,
+    files: AHashMap<Arc<Path>, File>,
     /// Directories of the last walk.
     directories: BTreeSet<PathBuf>,
     /// Whether the last walk followed a link: then a change elsewhere may be a change here.
@@ -100,7 +102,7 @@ impl Source {
     pub fn new(roots: impl IntoIterator<Item = PathBuf>) -> Self {
         Self {
             roots: roots.into_iter().map(|path| Root { path, identity: None }).collect(),
-            files: BTreeMap::new(),
+            files: AHashMap::new(),
             directories: BTreeSet::new(),
             has_links: false,
             problems: Vec::new(),

@@ -1,10 +1,12 @@
 //! Which files there are below a root.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use ahash::AHashMap;
 
 use crate::diagnostic::{Code, Diagnostic, Severity};
 
@@ -12,10 +14,10 @@ use crate::diagnostic::{Code, Diagnostic, Severity};
 const MAX_DEPTH: usize = 40;
 const MAX_FILES: usize = 200_000;
 
-/// What a walk through the roots finds, in the order of paths.
+/// What a walk through the roots finds.
 #[derive(Default)]
 pub(super) struct Walk {
-    pub(super) files: BTreeMap<PathBuf, Metadata>,
+    pub(super) files: AHashMap<PathBuf, Metadata>,
     pub(super) directories: BTreeSet<PathBuf>,
     /// What lies below these paths is unknown, not gone.
     pub(super) unreadable: Vec<PathBuf>,

@@ -96,3 +96,6 @@ impl Finding {
 fn keyed(path: &str, key: &str) -> String {
     if key.contains(['.', '[', ' ']) { format!("{path}[\"{key}\"]") } else { format!("{path}.{key}") }
 }
+
+#[cfg(test)]
+mod tests;

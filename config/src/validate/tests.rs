@@ -1,0 +1,346 @@
+#![allow(clippy::unwrap_used, reason = "a test that can't read its own input should stop")]
+
+use crate::diagnostic::Severity;
+use crate::parse::parse_text;
+
+/// `E path` and `W path` of what one resource is told.
+fn check(api_version: &str, kind: &str, spec: &str) -> Vec<String> {
+    let text = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: a, namespace: ns}}\nspec: {spec}\n");
+    let mut findings: Vec<String> = parse_text("t.yaml", &text)
+        .iter()
+        .flat_map(|parsed| &parsed.diagnostics)
+        .map(|diagnostic| {
+            let level = if diagnostic.severity == Severity::Error { 'E' } else { 'W' };
+            format!("{level} {}", diagnostic.path.trim_start_matches("spec."))
+        })
+        .collect();
+    findings.dedup();
+    findings
+}
+
+fn table(api_version: &str, kind: &str, frame: &str, rows: &[(&str, &[&str])]) {
+    for (row, expected) in rows {
+        let spec = frame.replace("<>", row);
+        assert_eq!(check(api_version, kind, &spec), *expected, "{kind}: {spec}");
+    }
+}
+
+const NETWORKING: &str = "networking.istio.io/v1";
+
+#[test]
+fn rules_of_gateways() {
+    let host = "hosts: ['*.example.com']";
+    let https = "port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*']";
+    let rows: &[(String, &[&str])] = &[
+        (String::new(), &["E servers"]),
+        (format!("{{{host}}}"), &["E servers[0].port"]),
+        ("{port: {number: 80, name: http, protocol: HTTP}}".into(), &["E servers[0].hosts"]),
+        (format!("{{{host}, port: {{number: 0, name: http, protocol: HTTP}}}}"), &["E servers[0].port.number"]),
+        (format!("{{{host}, port: {{number: 65536, name: http, protocol: http2}}}}"), &["E servers[0].port.number"]),
+        (format!("{{{host}, port: {{number: 80, protocol: GRPC}}}}"), &["E servers[0].port.name"]),
+        (format!("{{{host}, port: {{number: 80, name: a, protocol: UDP}}}}"), &["E servers[0].port.protocol"]),
+        (
+            format!("{{{host}, port: {{number: 80, name: a, protocol: HTTP, targetPort: 8080}}}}"),
+            &["E servers[0].port.targetPort"],
+        ),
+        (
+            format!("{{{host}, bind: 127.0.0.1:80, port: {{number: 80, name: a, protocol: TCP}}}}"),
+            &["E servers[0].bind"],
+        ),
+        (format!("{{{host}, bind: '::1', port: {{number: 80, name: a, protocol: TCP}}}}"), &[]),
+        (format!("{{{host}, bind: 'unix:///run/s', port: {{number: 0, name: a, protocol: HTTP}}}}"), &[]),
+        (
+            format!("{{{host}, bind: 'unix://@s', port: {{number: 80, name: a, protocol: HTTP}}}}"),
+            &["E servers[0].port.number"],
+        ),
+        (format!("{{{host}, bind: 'unix://s', port: {{name: a, protocol: HTTP}}}}"), &["E servers[0].bind"]),
+        (format!("{{{https}}}"), &["E servers[0].tls"]),
+        (format!("{{{https}, tls: {{}}}}"), &[]),
+        (format!("{{{https}, tls: {{mode: SIMPLE, credentialName: a}}}}"), &[]),
+        (format!("{{{https}, tls: {{mode: MUTUAL, credentialNames: [a, b]}}}}"), &[]),
+        (format!("{{{https}, tls: {{credentialName: a}}}}"), &["W servers[0].tls"]),
+        (
+            format!("{{{https}, tls: {{mode: MUTUAL, serverCertificate: a, privateKey: b}}}}"),
+            &["E servers[0].tls.caCertificates"],
+        ),
+        (
+            format!("{{{https}, tls: {{mode: SIMPLE, credentialName: a, serverCertificate: b, privateKey: c}}}}"),
+            &["E servers[0].tls"],
+        ),
+        (format!("{{{https}, tls: {{mode: ISTIO_MUTUAL, credentialName: a}}}}"), &["E servers[0].tls"]),
+        (
+            format!("{{{https}, tls: {{mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_1}}}}"),
+            &["W servers[0].tls.minProtocolVersion"],
+        ),
+        ("{hosts: ['*'], port: {number: 80, name: a, protocol: HTTP}, tls: {httpsRedirect: true}}".into(), &[]),
+        (
+            "{hosts: ['*'], port: {number: 80, name: a, protocol: HTTP}, tls: {mode: SIMPLE, credentialName: a}}"
+                .into(),
+            &["E servers[0].tls"],
+        ),
+        ("{hosts: ['*'], port: {number: 80, name: a, protocol: TCP}, tls: {}}".into(), &["E servers[0].tls"]),
+    ];
+    for (row, expected) in rows {
+        table(NETWORKING, "Gateway", "{servers: [<>]}", &[(row, expected)]);
+    }
+}
+
+#[test]
+fn rules_of_gateway_hosts() {
+    let frame = "{servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['<>']}]}";
+    for good in ["*", "a.b", "*.a.b", "ns/a.b", "./a.b", "*/a.b", "*/*", "10.0.0.1", "::1"] {
+        table(NETWORKING, "Gateway", frame, &[(good, &[])]);
+    }
+    for bad in ["", "a", "*a.b", "a.*.b", "/a.b", "ns/", "n.s/a.b", "a_b.c", "ns/a/b.c"] {
+        table(NETWORKING, "Gateway", frame, &[(bad, &["E servers[0].hosts[0]"])]);
+    }
+}
+
+#[test]
+fn rules_of_virtual_services() {
+    let http = "http: [{directResponse: {status: 200}}]";
+    let rows: &[(String, &[&str])] = &[
+        ("hosts: [a.b]".into(), &["E spec"]),
+        (http.into(), &[]),
+        (format!("{http}, gateways: [g]"), &["E gateways"]),
+        (format!("{http}, hosts: ['*']"), &["E hosts[0]"]),
+        (format!("{http}, hosts: ['*'], gateways: [g]"), &[]),
+        (format!("{http}, hosts: ['*'], gateways: [g, mesh]"), &["E hosts[0]"]),
+        (format!("{http}, hosts: [a b]"), &["E hosts[0]"]),
+        (format!("{http}, hosts: ['*.a.b', c.a.b]"), &["E hosts[1]"]),
+        (
+            format!("{http}, hosts: [a.b], gateways: [ns/g, ./g, ns/g_1, g.ns]"),
+            &["E gateways[1]", "E gateways[2]", "W gateways[3]"],
+        ),
+        (format!("{http}, hosts: [a.b], exportTo: ['.', '.']"), &["E exportTo[1]"]),
+        (format!("{http}, hosts: [a.b], exportTo: ['~']"), &["E exportTo[0]"]),
+        (format!("{http}, hosts: [a.b], exportTo: ['*', ns]"), &["E exportTo[0]"]),
+        ("hosts: [a.b], tls: [{route: [{destination: {host: x}}]}]".into(), &["E tls[0].match"]),
+        (
+            "hosts: [a.b], tls: [{match: [{sniHosts: [c.d, 10.0.0.1]}], route: [{destination: {host: x}}]}]".into(),
+            &["E tls[0].match[0].sniHosts[0]", "W tls[0].match[0].sniHosts[1]"],
+        ),
+        ("hosts: ['*.b'], tls: [{match: [{sniHosts: [a.b]}]}]".into(), &["E tls[0].route"]),
+        (
+            "hosts: [a.b], tcp: [{match: [{destinationSubnets: [10.0.0.0/8, x]}], route: [{destination: {host: x}}]}]"
+                .into(),
+            &["E tcp[0].match[0].destinationSubnets[1]"],
+        ),
+    ];
+    for (row, expected) in rows {
+        table(NETWORKING, "VirtualService", "{<>}", &[(row, expected)]);
+    }
+}
+
+#[test]
+fn rules_of_http_routes() {
+    table(
+        NETWORKING,
+        "VirtualService",
+        "{hosts: [a.b], gateways: [g], http: [{<>}]}",
+        &[
+            ("", &["E http[0]"]),
+            ("redirect: {uri: /}, directResponse: {status: 200}", &["E http[0].directResponse"]),
+            ("redirect: {uri: /}, route: [{destination: {host: x}}]", &["E http[0].redirect"]),
+            ("redirect: {uri: /}, rewrite: {uri: /}", &["E http[0].rewrite"]),
+            ("directResponse: {status: 200}, fault: {abort: {httpStatus: 500}}", &["E http[0].fault"]),
+            ("redirect: {}", &["E http[0].redirect"]),
+            ("redirect: {uri: /, prefixRewrite: /}", &["E http[0].redirect.prefixRewrite"]),
+            ("match: [{uri: {exact: /}}], redirect: {prefixRewrite: /a}", &["E http[0].redirect.prefixRewrite"]),
+            ("redirect: {scheme: ftp}", &["E http[0].redirect.scheme"]),
+            ("redirect: {port: 0}", &["E http[0].redirect.port"]),
+            ("redirect: {uri: /, redirectCode: 304}", &["E http[0].redirect.redirectCode"]),
+            ("redirect: {uri: /, redirectCode: 308}", &[]),
+            ("directResponse: {status: 199}", &["E http[0].directResponse.status"]),
+            ("directResponse: {status: 600}", &["E http[0].directResponse.status"]),
+            ("delegate: {}", &["E http[0].delegate.name"]),
+        ],
+    );
+    table(
+        NETWORKING,
+        "VirtualService",
+        "{hosts: [a.b], gateways: [g], http: [{route: [{destination: {host: x}}], <>}]}",
+        &[
+            ("timeout: 0s", &["E http[0].timeout"]),
+            ("timeout: 1.0005s", &["E http[0].timeout"]),
+            ("timeout: 1ms", &[]),
+            ("rewrite: {}", &["E http[0].rewrite"]),
+            ("rewrite: {uri: /, uriRegexRewrite: {match: a, rewrite: b}}", &["E http[0].rewrite.uriRegexRewrite"]),
+            ("rewrite: {uriRegexRewrite: {match: '(', rewrite: b}}", &["E http[0].rewrite.uriRegexRewrite.match"]),
+            ("rewrite: {uriRegexRewrite: {match: a}}", &["E http[0].rewrite.uriRegexRewrite.rewrite"]),
+            ("retries: {}", &[]),
+            ("retries: {attempts: -1}", &["E http[0].retries.attempts"]),
+            ("retries: {retryOn: 5xx}", &["E http[0].retries.attempts"]),
+            ("retries: {attempts: 1, retryOn: '5xx,503,reset-before-request'}", &[]),
+            ("retries: {attempts: 1, retryOn: '5xx,999'}", &["E http[0].retries.retryOn"]),
+            ("retries: {attempts: 1, retryOn: '5xx,'}", &["E http[0].retries.retryOn"]),
+            ("retries: {attempts: 1, perTryTimeout: 0s}", &["E http[0].retries.perTryTimeout"]),
+            ("fault: {}", &["E http[0].fault"]),
+            (
+                "fault: {delay: {fixedDelay: 1s, percentage: {value: 100.1}}}",
+                &["E http[0].fault.delay.percentage.value"],
+            ),
+            ("fault: {delay: {exponentialDelay: 1s}}", &["E http[0].fault.delay.exponentialDelay"]),
+            ("fault: {abort: {httpStatus: 199}}", &["E http[0].fault.abort.httpStatus"]),
+            ("fault: {abort: {grpcStatus: BUSY}}", &["E http[0].fault.abort.grpcStatus"]),
+            ("fault: {abort: {grpcStatus: UNAVAILABLE}}", &[]),
+            ("fault: {abort: {}}", &["W http[0].fault.abort"]),
+            ("mirror: {host: m}, mirrors: [{destination: {host: m}}]", &["E http[0].mirrors"]),
+            ("mirrors: [{percentage: {value: 1}}]", &["E http[0].mirrors[0]"]),
+            ("mirror: {host: m}, mirrorPercentage: {value: 101}", &["E http[0].mirrorPercentage.value"]),
+            ("corsPolicy: {allowOrigins: [{}]}", &["E http[0].corsPolicy.allowOrigins[0]"]),
+            ("corsPolicy: {allowMethods: [get]}", &["E http[0].corsPolicy.allowMethods[0]"]),
+            ("corsPolicy: {allowHeaders: ['*', 'a b']}", &["E http[0].corsPolicy.allowHeaders[1]"]),
+            ("corsPolicy: {maxAge: 1500ms}", &["E http[0].corsPolicy.maxAge"]),
+            ("corsPolicy: {maxAge: 0s}", &[]),
+            ("headers: {request: {set: {host: a, ':authority': b}}}", &[]),
+            ("headers: {request: {set: {':path': a}}}", &["E http[0].headers.request.set.:path"]),
+            ("headers: {request: {remove: [Host]}}", &["E http[0].headers.request.remove[0]"]),
+            ("headers: {response: {add: {host: a}}}", &["E http[0].headers.response.add.host"]),
+            ("headers: {response: {add: {x: \"a\\nb\"}}}", &["E http[0].headers.response.add.x"]),
+            ("headers: {request: {add: {'': a}}}", &["E http[0].headers.request.add."]),
+            ("rewrite: {authority: c}, headers: {request: {set: {host: a}}}", &["E http[0].headers.request.set"]),
+        ],
+    );
+    table(
+        NETWORKING,
+        "VirtualService",
+        "{hosts: [a.b], gateways: [g], http: [{match: [{<>}], route: [{destination: {host: x}}]}]}",
+        &[
+            ("uri: {prefix: ''}", &[]),
+            ("method: {prefix: ''}", &["E http[0].match[0].method.prefix"]),
+            ("uri: {regex: ''}", &["E http[0].match[0].uri.regex"]),
+            ("uri: {regex: '(?=a)'}", &["E http[0].match[0].uri.regex"]),
+            ("headers: {':method': {exact: GET}, '@request.auth.claims.sub': {exact: a}}", &[]),
+            ("headers: {'a b': {exact: a}}", &["E http[0].match[0].headers[\"a b\"]"]),
+            ("headers: {x: {regex: '*'}}", &["E http[0].match[0].headers.x.regex"]),
+            ("withoutHeaders: {x: {regex: '*'}}", &[]),
+            ("port: 65536", &["E http[0].match[0].port"]),
+            ("sourceNamespace: a.b", &["E http[0].match[0].sourceNamespace"]),
+            ("sourceLabels: {'-': a}", &["E http[0].match[0].sourceLabels.-"]),
+        ],
+    );
+    table(
+        NETWORKING,
+        "VirtualService",
+        "{hosts: [a.b], gateways: [g], http: [{route: [<>]}]}",
+        &[
+            ("{}", &["E http[0].route[0].destination"]),
+            ("{destination: {}}", &["E http[0].route[0].destination.host"]),
+            ("{destination: {host: '*'}}", &["E http[0].route[0].destination.host"]),
+            ("{destination: {host: x, subset: v.1}}", &["E http[0].route[0].destination.subset"]),
+            ("{destination: {host: x, port: {}}}", &["E http[0].route[0].destination.port.number"]),
+            ("{destination: {host: x}, weight: -1}", &["E http[0].route[0].weight"]),
+            ("{destination: {host: x}}, {destination: {host: y}}", &["E http[0].route"]),
+            ("{destination: {host: x}, weight: 1}, {destination: {host: y}}", &[]),
+        ],
+    );
+}
+
+#[test]
+fn rules_of_destination_rules() {
+    table(
+        NETWORKING,
+        "DestinationRule",
+        "{host: a.b, trafficPolicy: {<>}}",
+        &[
+            ("", &["E trafficPolicy"]),
+            (
+                "loadBalancer: {simple: RANDOM, consistentHash: {useSourceIp: true}}",
+                &["E trafficPolicy.loadBalancer.consistentHash"],
+            ),
+            (
+                "loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 65536}}}",
+                &["E trafficPolicy.loadBalancer.consistentHash.maglev.tableSize"],
+            ),
+            ("loadBalancer: {consistentHash: {httpCookie: {name: c, ttl: 0s}, maglev: {tableSize: 65537}}}", &[]),
+            ("connectionPool: {}", &["E trafficPolicy.connectionPool"]),
+            ("connectionPool: {tcp: {maxConnections: -1}}", &["E trafficPolicy.connectionPool.tcp.maxConnections"]),
+            ("connectionPool: {tcp: {idleTimeout: 0s}}", &[]),
+            (
+                "connectionPool: {http: {h2UpgradePolicy: UPGRADE, useClientProtocol: true}}",
+                &["E trafficPolicy.connectionPool.http.useClientProtocol"],
+            ),
+            ("outlierDetection: {}", &[]),
+            ("outlierDetection: {maxEjectionPercent: 101}", &["E trafficPolicy.outlierDetection.maxEjectionPercent"]),
+            ("tls: {mode: MUTUAL, clientCertificate: a}", &["E trafficPolicy.tls.privateKey"]),
+            ("tls: {mode: SIMPLE, credentialName: a, caCertificates: b}", &["E trafficPolicy.tls.caCertificates"]),
+            ("portLevelSettings: [{port: {number: 80}}]", &["E trafficPolicy.portLevelSettings[0]"]),
+            ("tunnel: {targetHost: a, targetPort: 1}, proxyProtocol: {}", &["E trafficPolicy.proxyProtocol"]),
+        ],
+    );
+    let subsets = "{host: a.b, subsets: [<>]}";
+    table(NETWORKING, "DestinationRule", subsets, &[("{name: v1}, {name: v1}", &["E subsets[1].name"])]);
+}
+
+#[test]
+fn rules_of_service_entries() {
+    let port = "ports: [{number: 80, name: http, protocol: HTTP}]";
+    let rows: &[(String, &[&str])] = &[
+        (format!("{port}, resolution: DNS"), &["E hosts"]),
+        (format!("hosts: ['*'], {port}"), &["E hosts[0]"]),
+        (format!("hosts: ['*.a.b'], {port}, resolution: DNS"), &["E hosts[0]"]),
+        (format!("hosts: ['*.a.b'], {port}, resolution: DNS, endpoints: [{{address: c.d}}]"), &[]),
+        (format!("hosts: [a.b], {port}, endpoints: [{{address: 10.0.0.1}}]"), &["E endpoints"]),
+        (
+            format!("hosts: [a.b], {port}, resolution: STATIC, endpoints: [{{address: c.d}}]"),
+            &["E endpoints[0].address"],
+        ),
+        (
+            format!(
+                "hosts: [a.b], {port}, resolution: STATIC, endpoints: [{{address: 10.0.0.1, ports: {{https: 1}}}}]"
+            ),
+            &["E endpoints[0].ports.https"],
+        ),
+        (format!("hosts: [a.b], {port}, resolution: STATIC, endpoints: [{{address: 'unix:///a'}}]"), &[]),
+        (format!("hosts: [a.b], {port}, addresses: [10.0.0.0/8], resolution: DNS"), &["E addresses[0]"]),
+        (
+            "hosts: [a.b], ports: [{number: 80, name: a}, {number: 80, name: a}]".into(),
+            &["E ports[1].name", "E ports[1].number"],
+        ),
+        ("hosts: [a.b], ports: [{number: 80, name: a, protocol: QUIC}]".into(), &["E ports[0].protocol"]),
+        (
+            "hosts: [a.b, c.d], ports: [{number: 80, name: a, protocol: TCP}], resolution: DNS".into(),
+            &["E ports[0].protocol"],
+        ),
+        (format!("hosts: [a.b], {port}, resolution: DYNAMIC_DNS"), &["E hosts[0]"]),
+        (format!("hosts: [a.b], {port}, exportTo: ['~']"), &[]),
+    ];
+    for (row, expected) in rows {
+        table(NETWORKING, "ServiceEntry", "{<>}", &[(row, expected)]);
+    }
+}
+
+#[test]
+fn rules_of_policies() {
+    table(
+        "security.istio.io/v1",
+        "AuthorizationPolicy",
+        "{<>}",
+        &[
+            ("", &[]),
+            ("action: CUSTOM", &["E provider"]),
+            ("action: DENY, provider: {name: a}", &["E provider"]),
+            ("rules: [{from: []}]", &["E rules[0].from"]),
+            ("rules: [{to: [{operation: {ports: [http]}}]}]", &["E rules[0].to[0].operation.ports[0]"]),
+            ("rules: [{when: [{key: 'request.headers[x]'}]}]", &["E rules[0].when[0]"]),
+            ("selector: {}, targetRefs: [{kind: Gateway, name: a}]", &["E spec"]),
+        ],
+    );
+    table(
+        "security.istio.io/v1",
+        "RequestAuthentication",
+        "{jwtRules: [{<>}]}",
+        &[
+            ("", &["E jwtRules[0].issuer"]),
+            ("issuer: a", &[]),
+            ("jwksUri: 'ftp://a'", &["E jwtRules[0].jwksUri"]),
+            (
+                "issuer: a, outputClaimToHeaders: [{header: 'x y', claim: c}]",
+                &["E jwtRules[0].outputClaimToHeaders[0].header"],
+            ),
+        ],
+    );
+    let table = |row| check("security.istio.io/v1", "PeerAuthentication", row);
+    assert_eq!(table("{portLevelMtls: {80: {mode: STRICT}}}"), ["E portLevelMtls"]);
+}

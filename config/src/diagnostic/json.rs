@@ -87,3 +87,66 @@ fn uri(path: &str) -> String {
     }
     uri
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::parse::parse_text;
+
+    fn diagnostic() -> Diagnostic {
+        let text = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec:\n  ports: 80\n";
+        parse_text("my routes/a.yaml", text).remove(0).diagnostics.remove(0)
+    }
+
+    #[test]
+    fn a_diagnostic_is_one_flat_object() {
+        assert_eq!(
+            serde_json::to_value(diagnostic()).ok(),
+            Some(json!({
+                "severity": "error", "code": "GW0005", "file": "my routes/a.yaml", "line": 5, "column": 10,
+                "kind": "Service", "namespace": "shop", "name": "web", "path": "spec.ports",
+                "message": "expected a list, found a number", "help": null,
+            }))
+        );
+    }
+
+    #[test]
+    fn sarif_names_the_rule_the_place_and_the_field() {
+        let diagnostics = [
+            diagnostic(),
+            Diagnostic::new(Severity::Warning, Code::EmptyFile, Arc::<Path>::from(Path::new("/etc/a.yaml")), "empty")
+                .help("wait"),
+        ];
+        let log = sarif(&diagnostics);
+        assert_eq!(log["version"], "2.1.0");
+        let run = &log["runs"][0];
+        assert_eq!(run["tool"]["driver"]["rules"].as_array().map(Vec::len), Some(Code::ALL.len()));
+        assert_eq!(
+            run["results"],
+            json!([
+                {
+                    "ruleId": "GW0005", "level": "error", "message": {"text": "expected a list, found a number"},
+                    "locations": [{
+                        "physicalLocation": {
+                            "artifactLocation": {"uri": "my%20routes/a.yaml"},
+                            "region": {"startLine": 5, "startColumn": 10},
+                        },
+                        "logicalLocations": [{"fullyQualifiedName": "Service shop/web spec.ports"}],
+                    }],
+                },
+                {
+                    "ruleId": "GW0011", "level": "warning", "message": {"text": "empty; help: wait"},
+                    "locations": [{
+                        "physicalLocation": {
+                            "artifactLocation": {"uri": "file:///etc/a.yaml"},
+                            "region": {"startLine": 1, "startColumn": 1},
+                        },
+                    }],
+                },
+            ])
+        );
+    }
+}

@@ -10,6 +10,7 @@ pub mod host;
 pub mod listener;
 pub mod matcher;
 pub mod mesh;
+pub mod render;
 pub mod route;
 pub mod route_index;
 pub mod telemetry;

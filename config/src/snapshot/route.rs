@@ -1,5 +1,6 @@
 //! Routes: what matches and what is done.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -272,7 +273,7 @@ pub enum PathRewrite {
 }
 
 /// `uriRegexRewrite`: RE2 substitution.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Substitution {
     pattern: String,
     regex: regex::bytes::Regex,
@@ -354,6 +355,20 @@ impl Substitution {
             out
         });
         String::from_utf8_lossy(&replaced).into_owned()
+    }
+}
+
+/// The expression and the replacement as configured.
+impl fmt::Debug for Substitution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s/{}/", self.pattern)?;
+        for piece in &self.replacement {
+            match piece {
+                Replacement::Literal(text) => f.write_str(&String::from_utf8_lossy(text).replace('\\', "\\\\"))?,
+                Replacement::Capture(group) => write!(f, "\\{group}")?,
+            }
+        }
+        f.write_str("/g")
     }
 }
 

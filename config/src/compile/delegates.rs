@@ -61,12 +61,12 @@ pub(super) fn expand<'a>(
     let mut rules = Vec::with_capacity(root.spec.http.len());
     let spec = Field::spec(root.resource);
     let list = spec.name("http");
-    for (index, http) in root.spec.http.iter().enumerate() {
+    for (root_index, http) in root.spec.http.iter().enumerate() {
         let Some(reference) = &http.delegate else {
-            rules.push(Rule { http: Cow::Borrowed(http), resource: root.resource, index });
+            rules.push(Rule { http: Cow::Borrowed(http), resource: root.resource, index: root_index });
             continue;
         };
-        let rule = list.index(index);
+        let rule = list.index(root_index);
         let field = rule.name("delegate");
         let default = &context.mesh.virtual_service_export_to;
         let visible = found.next().copied().flatten().filter(|delegate| {
@@ -88,7 +88,7 @@ pub(super) fn expand<'a>(
             match merge(http, root.namespace(), leaf, delegate.namespace()) {
                 Some(http) => rules.push(Rule { http: Cow::Owned(http), resource: delegate.resource, index }),
                 None => {
-                    let message = format!("no match of it fits rule {} of {}", rules.len(), root.resource.name());
+                    let message = format!("its match fits none of spec.http[{root_index}] of {}", root.resource.name());
                     report.warning(Code::VirtualServiceUnreachableRule, field.name("match"), message);
                 }
             }

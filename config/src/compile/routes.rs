@@ -21,7 +21,7 @@ use crate::diagnostic::Code;
 use crate::resource::virtual_service::{Destination, HttpMatchRequest, PortSelector, VirtualService};
 use crate::snapshot::cluster::ClusterName;
 use crate::snapshot::header::HeaderOps;
-use crate::snapshot::route::{Action, PathMatch, RetryPolicy, Route, RouteMatch};
+use crate::snapshot::route::{PathMatch, RetryPolicy, Route, RouteMatch};
 
 /// Where routes are made for, and with what.
 pub(super) struct Place<'a> {
@@ -166,6 +166,10 @@ impl Translation<'_> {
             });
             if is_catch_all {
                 self.catch_all = Some(route);
+                if i + 1 < requests.len() {
+                    let message = "an earlier match of this rule is met by everything: this one is never reached";
+                    self.report.warning(Code::VirtualServiceIneffectiveMatch, matches_field.index(i + 1), message);
+                }
                 return;
             }
             self.routes.push(route);
@@ -249,9 +253,6 @@ fn is_catch_all(matches: &RouteMatch) -> bool {
         && query.is_empty()
         && claims.is_empty()
 }
-
-/// What an action is shared as: all match entries of a rule that lead to the same one have the same.
-type SharedAction = Arc<Action>;
 
 #[cfg(test)]
 mod tests {

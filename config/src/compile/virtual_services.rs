@@ -98,7 +98,8 @@ struct Entry {
 /// Its routes for a port of a Gateway, and what they depend on.
 #[derive(Debug)]
 struct Translation {
-    gateway: Arc<str>,
+    /// `None` if the rules are the same for all.
+    gateway: Option<Arc<str>>,
     port: u16,
     delegates: Vec<Option<Arc<Resource>>>,
     lookups: Vec<Lookup>,
@@ -304,7 +305,13 @@ impl Entry {
         shared: &routes::Shared,
     ) -> Option<Arc<VirtualServiceRoutes>> {
         let found = delegates.of(object);
-        let is_here = |known: &Translation| known.gateway == server.gateway_name && known.port == server.port;
+        // Most rules don't care which Gateway they are bound to, and are the same for all.
+        let names_gateways = |object: Object<'_, VirtualService>| {
+            object.spec.http.iter().flat_map(|rule| &rule.match_).any(|request| !request.gateways.is_empty())
+        };
+        let is_bound = names_gateways(object) || found.iter().flatten().any(|delegate| names_gateways(*delegate));
+        let gateway = is_bound.then(|| Arc::clone(&server.gateway_name));
+        let is_here = |known: &Translation| known.gateway == gateway && known.port == server.port;
         let place = self.translations.iter().position(is_here);
         if let Some(known) = place.map(|place| &mut self.translations[place]) {
             let same_delegates = known.delegates.len() == found.len()
@@ -332,7 +339,7 @@ impl Entry {
         };
         let (routes, lookups) = routes::translate(object, &rules, &destinations, report);
         let translation = Translation {
-            gateway: Arc::clone(&server.gateway_name),
+            gateway,
             port: server.port,
             delegates: found.iter().map(|found| found.map(|found| Arc::clone(found.resource))).collect(),
             lookups,

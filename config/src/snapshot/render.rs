@@ -288,7 +288,7 @@ fn action_details(action: &Action) -> Vec<String> {
         Some(RetryPolicy { attempts, per_try_timeout, on, backoff, avoid_previous_hosts }) => {
             let per_try = per_try_timeout.map(|timeout| format!(", each {timeout:?}")).unwrap_or_default();
             let same_host = if *avoid_previous_hosts { "" } else { ", any host" };
-            format!("retry {attempts} times{per_try} on {}, back-off {backoff:?}{same_host}", retry_on(on))
+            format!("retries {attempts}{per_try} on {}, back-off {backoff:?}{same_host}", retry_on(on))
         }
     });
     if let Some(Fault { delay, abort }) = fault {
@@ -381,10 +381,8 @@ fn format_text(format: &Format) -> String {
         match piece {
             Piece::Literal(literal) => text.push_str(&literal.replace('%', "%%")),
             Piece::Command { command, max_length } => {
-                _ = match command {
-                    Command::Empty(name) => write!(text, "%{name}"),
-                    command => write!(text, "%{command:?}"),
-                };
+                text.push('%');
+                text.push_str(&command_text(command));
                 if let Some(length) = max_length {
                     _ = write!(text, ":{length}");
                 }
@@ -393,6 +391,38 @@ fn format_text(format: &Format) -> String {
         }
     }
     text
+}
+
+/// As it is written in a format string.
+fn command_text(command: &Command) -> String {
+    let header = |verb: &str, name: &str, alternative: &Option<String>| match alternative {
+        Some(alternative) => format!("{verb}({name}?{alternative})"),
+        None => format!("{verb}({name})"),
+    };
+    match command {
+        Command::RequestHeader { name, alternative } => header("REQ", name, alternative),
+        Command::ResponseHeader { name, alternative } => header("RESP", name, alternative),
+        Command::ResponseTrailer { name, alternative } => header("TRAILER", name, alternative),
+        Command::QueryParam(name) => format!("QUERY_PARAM({name})"),
+        Command::Environment(name) => format!("ENVIRONMENT({name})"),
+        Command::Path { query } => format!("PATH({})", if *query { "WQ" } else { "NQ" }),
+        Command::StartTime(Some(format)) => format!("START_TIME({format})"),
+        Command::EmitTime(Some(format)) => format!("EMIT_TIME({format})"),
+        Command::StartTime(None) => "START_TIME".to_owned(),
+        Command::EmitTime(None) => "EMIT_TIME".to_owned(),
+        Command::Empty(text) => text.clone(),
+        // The rest are called like their variants.
+        command => {
+            let mut text = String::new();
+            for character in format!("{command:?}").chars() {
+                if character.is_ascii_uppercase() && !text.is_empty() {
+                    text.push('_');
+                }
+                text.push(character.to_ascii_uppercase());
+            }
+            text
+        }
+    }
 }
 
 fn percent(millionths: u32) -> String {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::super::delegates::Rule;
 use super::super::report::Field;
 use super::headers::Operations;
-use super::{SharedAction, Translation, cors, retry};
+use super::{Translation, cors, retry};
 use crate::diagnostic::Code;
 use crate::resource::virtual_service::{
     self as model, HttpBody, HttpDirectResponse, HttpFaultInjection, HttpMirrorPolicy, HttpRedirect, HttpRewrite,
@@ -25,7 +25,7 @@ const MAX_BODY: usize = 1 << 20;
 pub(super) struct Actions<'a> {
     rule: &'a Rule<'a>,
     field: &'a Field<'a>,
-    made: Vec<(PathUse, SharedAction)>,
+    made: Vec<(PathUse, Arc<Action>)>,
 }
 
 /// What a rewrite replaces.
@@ -47,7 +47,7 @@ impl<'a> Actions<'a> {
         path: &PathMatch,
         operations: &Operations,
         translation: &mut Translation<'_>,
-    ) -> Option<SharedAction> {
+    ) -> Option<Arc<Action>> {
         let path_use = match path {
             PathMatch::Prefix(prefix) => PathUse::Prefix(prefix.len()),
             PathMatch::Any => PathUse::Prefix(1),

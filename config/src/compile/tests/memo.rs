@@ -1,0 +1,187 @@
+//! What stays the same when something else changes.
+
+use super::*;
+use crate::load::Loader;
+use crate::source::Rescan;
+
+struct Directory {
+    directory: tempfile::TempDir,
+    loader: Loader,
+}
+
+impl Directory {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let loader = Loader::new([directory.path().to_owned()], Options::default());
+        let this = Self { directory, loader };
+        files.iter().for_each(|(name, text)| this.write(name, text));
+        this
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.directory.path().join(name), text).unwrap();
+    }
+
+    fn load(&mut self) -> Arc<Snapshot> {
+        let loaded = self.loader.load(Rescan::All);
+        assert!(!loaded.has_errors(), "{:?}", loaded.diagnostics);
+        loaded.snapshot
+    }
+}
+
+const WEB: &str = "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: web, namespace: gw}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - {port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}
+  - {port: {number: 81, name: http2, protocol: HTTP}, hosts: [only.com]}
+";
+
+fn rule(name: &str, timeout: &str) -> String {
+    let spec = format!(
+        "{{hosts: [{name}.com], gateways: [gw/web], http: [{{timeout: {timeout}, route: [{{destination: {{host: {name}}}}}]}}]}}"
+    );
+    virtual_service("n", name, &spec) + &document("Service", "n", name, "spec: {ports: [{name: http, port: 8000}]}")
+}
+
+fn table(snapshot: &Snapshot, port: u16) -> &Arc<crate::snapshot::host::RouteTable> {
+    let listener = snapshot.listeners.iter().find(|listener| listener.port == port).unwrap();
+    &listener.filter_chains[0].http.routes
+}
+
+#[test]
+fn nothing_changes_when_nothing_changes() {
+    let mut directory = Directory::new(&[("web.yaml", WEB), ("a.yaml", &rule("a", "1s"))]);
+    let before = directory.load();
+    assert!(Arc::ptr_eq(&before, &directory.load()));
+    // A comment is no change of any resource.
+    directory.write("a.yaml", &format!("# more\n{}", rule("a", "1s")));
+    assert!(Arc::ptr_eq(&before, &directory.load()));
+}
+
+#[test]
+fn an_edit_leaves_the_rest_alone() {
+    let mut directory =
+        Directory::new(&[("web.yaml", WEB), ("a.yaml", &rule("a", "1s")), ("b.yaml", &rule("b", "1s"))]);
+    let before = directory.load();
+    directory.write("b.yaml", &rule("b", "2s"));
+    let after = directory.load();
+    let hosts = |snapshot: &Snapshot, host: &str| Arc::clone(table(snapshot, 80).virtual_host(host).unwrap());
+    assert!(Arc::ptr_eq(&hosts(&before, "a.com"), &hosts(&after, "a.com")));
+    assert!(!Arc::ptr_eq(&hosts(&before, "b.com"), &hosts(&after, "b.com")));
+    assert!(Arc::ptr_eq(table(&before, 81), table(&after, 81)));
+    let listener = |snapshot: &Snapshot, port| {
+        Arc::clone(snapshot.listeners.iter().find(|listener| listener.port == port).unwrap())
+    };
+    assert!(Arc::ptr_eq(&listener(&before, 81), &listener(&after, 81)));
+    for (name, cluster) in &before.clusters {
+        assert!(Arc::ptr_eq(cluster, &after.clusters[name]), "{name}");
+    }
+    assert!(Arc::ptr_eq(&before.mesh, &after.mesh));
+}
+
+#[test]
+fn a_new_service_changes_who_names_it() {
+    let missing = virtual_service(
+        "n",
+        "late",
+        "{hosts: [late.com], gateways: [gw/web], http: [{route: [{destination: {host: late}}]}]}",
+    );
+    let mut directory = Directory::new(&[("web.yaml", WEB), ("a.yaml", &rule("a", "1s")), ("late.yaml", &missing)]);
+    let before = directory.load();
+    assert_eq!(before.clusters.len(), 1);
+    directory.write("service.yaml", &document("Service", "n", "late", "spec: {ports: [{name: http, port: 7}]}"));
+    let after = directory.load();
+    assert!(after.clusters.contains_key("outbound|7||late.n.svc.cluster.local"));
+    let host = |snapshot: &Snapshot| Arc::clone(table(snapshot, 80).virtual_host("a.com").unwrap());
+    assert!(Arc::ptr_eq(&host(&before), &host(&after)));
+    fs::remove_file(directory.directory.path().join("service.yaml")).unwrap();
+    assert_eq!(*directory.load(), *before);
+}
+
+#[test]
+fn a_changed_delegate_changes_its_root() {
+    let root = virtual_service(
+        "n",
+        "root",
+        "{hosts: [r.com], gateways: [gw/web], http: [{match: [{uri: {prefix: /}}], delegate: {name: leaf}}]}",
+    );
+    let leaf =
+        |status: u16| virtual_service("n", "leaf", &format!("{{http: [{{directResponse: {{status: {status}}}}}]}}"));
+    let mut directory = Directory::new(&[("web.yaml", WEB), ("root.yaml", &root), ("leaf.yaml", &leaf(201))]);
+    let before = render::text(&directory.load());
+    assert!(before.contains("respond 201"), "{before}");
+    directory.write("leaf.yaml", &leaf(202));
+    let after = render::text(&directory.load());
+    assert!(after.contains("respond 202") && !after.contains("respond 201"), "{after}");
+}
+
+#[test]
+fn a_changed_mesh_changes_what_depends_on_it() {
+    let mesh = |attempts: u32| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    \
+             defaultHttpRetryPolicy: {{attempts: {attempts}, retryOn: 5xx}}\n    connectTimeout: {attempts}s\n"
+        )
+    };
+    let mut directory = Directory::new(&[("web.yaml", WEB), ("a.yaml", &rule("a", "1s")), ("mesh.yaml", &mesh(3))]);
+    let text = render::text(&directory.load());
+    assert!(text.contains("retries 3 on 5xx") && text.contains("connect timeout 3s"), "{text}");
+    directory.write("mesh.yaml", &mesh(4));
+    let text = render::text(&directory.load());
+    assert!(text.contains("retries 4 on 5xx") && text.contains("connect timeout 4s"), "{text}");
+}
+
+#[test]
+fn the_order_of_files_means_nothing() {
+    let many: Vec<String> = (0..20).map(|i| rule(&format!("s{i}"), "1s")).collect();
+    let shared: Vec<String> = (0..20)
+        .map(|i| {
+            let spec = format!(
+                "{{hosts: [shared.com], gateways: [gw/web], http: [{{match: [{{uri: {{prefix: /{}}}}}], \
+                 directResponse: {{status: 2{:02}}}}}]}}",
+                i % 3,
+                i
+            );
+            virtual_service("n", &format!("shared{i}"), &spec)
+        })
+        .collect();
+    let documents: Vec<&String> = many.iter().chain(&shared).collect();
+    let generation = |documents: &[&String]| {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("web.yaml"), WEB).unwrap();
+        for (i, document) in documents.iter().enumerate() {
+            fs::write(directory.path().join(format!("{i:03}.yaml")), document).unwrap();
+        }
+        accept::load([directory.path().to_owned()], "istio-system").resources
+    };
+    let compile_all = |resources: &[Arc<Resource>]| {
+        compile(Input { resources, refused: &[] }, &Options::default(), &mut Memo::default()).snapshot
+    };
+    let forward = generation(&documents);
+    let backward: Vec<&String> = documents.iter().rev().copied().collect();
+    let expected = compile_all(&forward);
+    assert_eq!(compile_all(&generation(&backward)), expected);
+    let shuffled: Vec<Arc<Resource>> = forward.iter().rev().cloned().collect();
+    assert_eq!(render::text(&compile_all(&shuffled)), render::text(&expected));
+}
+
+#[test]
+fn a_memo_gives_what_a_fresh_compile_gives() {
+    let steps: [&[(&str, String)]; 5] = [
+        &[("web.yaml", WEB.to_owned()), ("a.yaml", rule("a", "1s")), ("b.yaml", rule("b", "1s"))],
+        &[("a.yaml", rule("a", "9s"))],
+        &[("web.yaml", WEB.replace("only.com", "a.com"))],
+        &[("b.yaml", rule("c", "1s"))],
+        &[("a.yaml", rule("a", "1s")), ("web.yaml", WEB.to_owned())],
+    ];
+    let mut directory = Directory::new(&[]);
+    for step in steps {
+        step.iter().for_each(|(name, text)| directory.write(name, text));
+        let memoised = directory.load();
+        let fresh = crate::load::load([directory.directory.path().to_owned()], Options::default()).snapshot;
+        assert_eq!(*memoised, *fresh);
+    }
+}

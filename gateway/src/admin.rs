@@ -15,7 +15,7 @@ use axum::routing::get;
 use config::accept::FileStatus;
 use config::diagnostic::Diagnostic;
 use config::load::Loader;
-use config::snapshot::ResourceName;
+use config::snapshot::{ResourceName, render};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
@@ -184,9 +184,8 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn config_status(State(admin): State<Arc<Admin>>) -> Response {
-    // The loader may be at work, and the page is large where the configuration is.
-    let rendered = spawn_blocking(move || json(&ConfigStatus::new(&admin))).await;
-    rendered.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")))
+    // The loader may be at work.
+    rendered(move || json(&ConfigStatus::new(&admin))).await
 }
 
 /// `/config/status`.
@@ -255,8 +254,14 @@ impl From<FileStatus> for FileState {
 }
 
 async fn config_routes(State(admin): State<Arc<Admin>>) -> Response {
-    let _ = admin;
-    json(&())
+    let state = admin.gateway.state.load_full();
+    rendered(move || json(&render::json(&state.snapshot))).await
+}
+
+/// Renders a page that is as large as the configuration, where it holds up nothing else.
+async fn rendered(render: impl FnOnce() -> Response + Send + 'static) -> Response {
+    let page = spawn_blocking(render).await;
+    page.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")))
 }
 
 fn json(page: &impl Serialize) -> Response {

@@ -181,9 +181,10 @@ impl Reloader {
         watch.as_mut().is_some_and(|watch| watch.follow(lock(&self.loader).directories()))
     }
 
-    /// Logs each finding once, as long as it stays.
+    /// Logs each finding once, as long as it stays. Both lists are in [`Diagnostic::order`].
     fn log_news(&mut self, diagnostics: &Arc<[Diagnostic]>) {
-        for diagnostic in diagnostics.iter().filter(|diagnostic| !self.diagnostics.contains(diagnostic)) {
+        let is_known = |new: &&Diagnostic| self.diagnostics.binary_search_by(|known| known.order(new)).is_ok();
+        for diagnostic in diagnostics.iter().filter(|new| !is_known(new)) {
             match diagnostic.severity {
                 Severity::Error => error!("{diagnostic}"),
                 Severity::Warning => warn!("{diagnostic}"),

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use config::compile::Options;
 use config::diagnostic::{self, Diagnostic, Severity, Style};
 use config::load::{self, Loaded};
+use config::snapshot::render;
 
 use super::{WRONG_USE, complain};
 
@@ -49,15 +50,21 @@ pub(super) fn validate(roots: &[PathBuf], options: Options, strict: bool, format
     printed
 }
 
-/// `fairlead routes`.
+/// `fairlead routes`. What is rejected is missing in it, which is then said, and the exit code is 1.
 pub(super) fn routes(roots: &[PathBuf], options: Options, format: RoutesFormat) -> ExitCode {
     let loaded = match load(roots, options) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    explain(&loaded.diagnostics);
-    let _ = format;
-    ExitCode::SUCCESS
+    let printed = match format {
+        RoutesFormat::Table => print(&render::text(&loaded.snapshot)),
+        RoutesFormat::Json => print_json(&render::json(&loaded.snapshot)),
+    };
+    if loaded.has_errors() {
+        explain(&loaded.diagnostics);
+        return ExitCode::from(1);
+    }
+    printed
 }
 
 /// Prints everything that is wrong to standard error.

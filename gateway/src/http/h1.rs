@@ -182,6 +182,8 @@ async fn request(
 fn check_version(head: &RequestHead, http10: bool) -> Result<(), Failure> {
     match head.version {
         Version::Http11 => Ok(()),
+        // HTTP/1.0 has no chunks: a server on the way may read the body as the next request (RFC 9112 §6.1).
+        Version::Http10 if http10 && head.headers.get("transfer-encoding").is_some() => Err(Failure::CodecError),
         Version::Http10 if http10 => Ok(()),
         Version::Http10 | Version::Other => Err(Failure::LowVersion),
     }

@@ -6,6 +6,7 @@ pub mod gateway;
 pub mod mesh;
 pub mod peer;
 pub mod raw_h2;
+pub mod status;
 pub mod table;
 pub mod upstream;
 

@@ -22,6 +22,7 @@ pub struct Builder {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     workers: usize,
+    access_log: &'static str,
 }
 
 /// A running gateway. It is killed when this is dropped.
@@ -78,6 +79,12 @@ impl Builder {
         self
     }
 
+    /// `off`, `text` or `json`; `text` unless a test says otherwise.
+    pub fn access_log(mut self, format: &'static str) -> Self {
+        self.access_log = format;
+        self
+    }
+
     /// Starts the process and waits until it is ready.
     pub async fn start(self) -> Result<Gateway, StartFailure> {
         let directory = tempfile::tempdir().unwrap();
@@ -93,7 +100,7 @@ impl Builder {
         for option in ["--admin", "--status", "--metrics"] {
             command.args([option, "127.0.0.1:0"]);
         }
-        command.args(["--bind", "127.0.0.1", "--access-log", "text", "--workers", &self.workers.to_string()]);
+        command.args(["--bind", "127.0.0.1", "--access-log", self.access_log, "--workers", &self.workers.to_string()]);
         for port in &self.ports {
             command.args(["--port-map", &format!("{port}:0")]);
         }
@@ -135,7 +142,14 @@ impl Builder {
 impl Gateway {
     /// A gateway with one worker whose server port is 80.
     pub fn builder() -> Builder {
-        Builder { files: Vec::new(), ports: vec![80], arguments: Vec::new(), environment: Vec::new(), workers: 1 }
+        Builder {
+            files: Vec::new(),
+            ports: vec![80],
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            workers: 1,
+            access_log: "text",
+        }
     }
 
     /// Starts a gateway on `yaml`, or panics with what it had to say.
@@ -194,6 +208,22 @@ impl Gateway {
         serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("/config/status: {error}: {answer:?}"))
     }
 
+    /// Addresses on which server port `port` accepts at the moment.
+    pub async fn bound(&self, port: u16) -> Vec<String> {
+        let status = self.config_status().await;
+        let listeners = status["listeners"].as_array().cloned().unwrap_or_default();
+        let ours = listeners.iter().filter(|listener| listener["port"] == port);
+        let addresses = ours.flat_map(|listener| listener["addresses"].as_array().cloned().unwrap_or_default());
+        addresses.filter_map(|address| address.as_str().map(str::to_owned)).collect()
+    }
+
+    /// Memory of the process that is in RAM, in KiB.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// The text of the Prometheus page.
     pub async fn metrics_page(&self) -> String {
         let answer = Http1::connect(self.metrics()).await.get("localhost", "/stats/prometheus").await;
@@ -216,6 +246,13 @@ impl Gateway {
         tokio::task::spawn_blocking(search).await.unwrap()
     }
 
+    /// The first line on stdout after `mark` that `wanted` picks, whatever its format.
+    pub async fn output_since(&self, mark: usize, wanted: impl Fn(&str) -> bool + Send + 'static) -> Option<String> {
+        let output = self.output.clone();
+        let search = move || output.find(mark, PATIENCE / 2, |line| wanted(line).then(|| line.to_owned()));
+        tokio::task::spawn_blocking(search).await.unwrap()
+    }
+
     /// Everything written to stderr so far.
     pub fn stderr(&self) -> String {
         self.errors.all().join("\n")
@@ -228,8 +265,7 @@ impl Gateway {
 
     /// Sends SIGTERM. The process is waited for by [`Gateway::exit`].
     pub fn terminate(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().unwrap();
-        assert!(sent.success());
+        signal(self.pid(), "TERM");
     }
 
     /// Waits for the process to end by itself.
@@ -290,8 +326,14 @@ impl Ready {
     }
 }
 
+/// Sends a signal, such as `TERM`, to a process that a test started.
+pub fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
+    assert!(sent.success(), "kill -{name} {pid}");
+}
+
 /// Writes beside the file and renames, so that no reader sees half of it.
-fn write_into(directory: &Path, name: &str, text: &str) {
+pub fn write_into(directory: &Path, name: &str, text: &str) {
     let target = directory.join(name);
     let parent = target.parent().unwrap();
     std::fs::create_dir_all(parent).unwrap();
@@ -323,6 +365,11 @@ impl LogLine {
             rest = after;
         }
         (fields.len() >= 18).then(|| Self { text: text.to_owned(), fields })
+    }
+
+    /// All fields in order, from the start time on, without brackets and quotes.
+    pub fn fields(&self) -> &[String] {
+        &self.fields
     }
 
     /// Method, path and protocol.

@@ -12,6 +12,7 @@ mod actions;
 mod connection;
 mod cors;
 mod local_reply;
+mod reload;
 mod resilience;
 mod routing;
 mod upgrade;

@@ -15,4 +15,5 @@ mod local_reply;
 mod reload;
 mod resilience;
 mod routing;
+mod shutdown;
 mod upgrade;

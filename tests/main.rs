@@ -16,4 +16,5 @@ mod reload;
 mod resilience;
 mod routing;
 mod shutdown;
+mod streaming;
 mod upgrade;

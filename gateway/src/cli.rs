@@ -274,8 +274,7 @@ impl RunArgs {
             bind: if bind.is_empty() { DefaultAddresses::Any } else { DefaultAddresses::Given(bind) },
             ports: Addresses { admin: admin.0, status: status.0, metrics: metrics.0 },
             workers: workers.unwrap_or(cpus),
-            max_connections: value::from_environment("ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS", value::number)?
-                .unwrap_or(DEFAULT_MAX_CONNECTIONS),
+            max_connections: value::from_environment("ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS", value::number)?,
             ready_file,
             shutdown: Shutdown {
                 drain: value::from_environment("TERMINATION_DRAIN_DURATION_SECONDS", value::number)?
@@ -288,9 +287,6 @@ impl RunArgs {
         })
     }
 }
-
-/// Source: `reference/telemetry-and-operations.md` §10.
-const DEFAULT_MAX_CONNECTIONS: u64 = 2_147_483_647;
 
 /// Source: `reference/telemetry-and-operations.md` §9.
 const DEFAULT_MINIMUM_DRAIN: Duration = Duration::from_secs(5);

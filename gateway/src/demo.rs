@@ -91,7 +91,7 @@ fn gateway(directory: &Path, port: u16) -> Options {
         bind: DefaultAddresses::Given(vec![Ipv4Addr::LOCALHOST.into()]),
         ports: Addresses { admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), status: None, metrics: None },
         workers: NonZeroUsize::MIN,
-        max_connections: u64::MAX,
+        max_connections: None,
         ready_file: None,
         shutdown: Shutdown { drain: Some(Duration::ZERO), until_no_connections: false, minimum: Duration::ZERO },
     }

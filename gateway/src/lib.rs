@@ -56,8 +56,8 @@ pub struct Options {
     pub ports: admin::Addresses,
     /// Worker threads.
     pub workers: NonZeroUsize,
-    /// Downstream connections at once.
-    pub max_connections: u64,
+    /// Downstream connections at once; `None`: as many as Istio allows.
+    pub max_connections: Option<u64>,
     /// Where to say that the gateway is ready.
     pub ready_file: Option<PathBuf>,
     /// How it ends.
@@ -118,7 +118,9 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
         labels: identity.labels.clone(),
     };
     let gateway = Arc::new(Gateway::new(Telemetry::new(&source, AccessLogger::new(io::stdout())?)));
-    gateway.telemetry.metrics.connections.limit(max_connections);
+    if let Some(limit) = max_connections {
+        gateway.telemetry.metrics.connections.limit(limit);
+    }
     let workers = Workers::start(&gateway, workers)?;
     let listeners = Listeners::new(Arc::clone(&gateway), workers, bind);
     let loader = Arc::new(Mutex::new(Loader::new(roots.clone(), identity)));

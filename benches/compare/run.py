@@ -132,8 +132,8 @@ spec:
 def load(port, requests, clients):
     """Sends the requests; how many were answered with 200."""
     out = subprocess.run(
-        ["h2load", "--h1", "-n", str(requests), "-c", str(clients), "-t", "1", "-H", "host: bench.example.com",
-         f"http://127.0.0.1:{port}/path?query=1"],
+        ["h2load", "--h1", "-n", str(requests), "-c", str(clients), "-t", "1",
+         f"--connect-to=127.0.0.1:{port}", "http://bench.example.com/path?query=1"],
         capture_output=True, text=True, timeout=600, check=True).stdout
     line = next(line for line in out.splitlines() if line.startswith("status codes:"))
     return int(line.split()[2])

@@ -92,7 +92,7 @@ struct Idle {
 async fn wait_for_head(context: &Serving, connection: &mut Buffered, idle: &mut Idle, served: u64) -> Head {
     let chain = context.pin().1;
     let settings = &*chain.settings;
-    let mut scanner = HeadScanner::default();
+    let mut scanner = HeadScanner::keeping_case(settings.preserve_header_case);
     let mut deadline: Option<Pin<Box<Sleep>>> = None;
     let since = Instant::now();
     poll_fn(|cx| {
@@ -314,7 +314,7 @@ impl<'c> Stream<'c> {
             out.extend_from_slice(reason(status).as_bytes());
             out.extend_from_slice(b"\r\n");
             for line in headers.iter() {
-                write_line(&line.name, &line.value, out);
+                write_line(headers.spelling(&line.name), &line.value, out);
             }
         });
     }

@@ -72,9 +72,15 @@ pub enum InvalidHead {
 pub struct HeadScanner {
     looked: usize,
     line_start: usize,
+    keep_case: bool,
 }
 
 impl HeadScanner {
+    /// A scanner whose heads remember how header names were written, if `keep_case`.
+    pub fn keeping_case(keep_case: bool) -> Self {
+        Self { keep_case, ..Self::default() }
+    }
+
     /// The bytes of a whole head with its empty line, or `None` if more input is needed.
     ///
     /// # Errors
@@ -85,7 +91,7 @@ impl HeadScanner {
             let line = &buffer[self.line_start..newline];
             if line.is_empty() || line == b"\r" {
                 let end = newline + 1;
-                *self = Self::default();
+                *self = Self::keeping_case(self.keep_case);
                 if end > limit + 4 {
                     return Err(InvalidHead::TooLarge);
                 }
@@ -113,7 +119,7 @@ impl HeadScanner {
         let Some(mut head) = self.take(buffer, MAX_REQUEST_HEAD)? else { return Ok(None) };
         let line_end = memchr_newline(&head).ok_or(InvalidHead::Malformed)?;
         let line = RequestLine::parse(strip_cr(&head[..line_end])?)?;
-        let lines = header_lines(&mut head, line_end + 1)?;
+        let lines = header_lines(&mut head, line_end + 1, self.keep_case)?;
         let head = head.freeze();
         Ok(Some(RequestHead {
             method: head.slice(line.method),
@@ -149,7 +155,7 @@ impl HeadScanner {
             .filter(|digits| (1..=3).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_digit()))
             .and_then(|digits| digits.parse().ok())
             .ok_or(InvalidHead::Malformed)?;
-        let lines = header_lines(&mut head, line_end + 1)?;
+        let lines = header_lines(&mut head, line_end + 1, self.keep_case)?;
         let head = head.freeze();
         Ok(Some(ResponseHead { status, version, headers: lines.slice(&head) }))
     }
@@ -195,30 +201,38 @@ struct Line {
     folded: Option<Vec<u8>>,
 }
 
-struct Lines(Vec<Line>);
+struct Lines {
+    lines: Vec<Line>,
+    /// Names before they became lower case, if these are kept.
+    received_names: Option<Vec<Bytes>>,
+}
 
 impl Lines {
     fn slice(self, head: &Bytes) -> Headers {
-        let mut headers = Headers::with_capacity(self.0.len() + 8);
-        for line in self.0 {
+        let mut headers = Headers::with_capacity(self.lines.len() + 8);
+        for line in self.lines {
             let value = line.folded.map_or_else(|| head.slice(line.value), Bytes::from);
             let name = head.slice(line.name);
             headers.receive(name, value);
+        }
+        if let Some(names) = self.received_names {
+            headers.keep_names(names.into());
         }
         headers
     }
 }
 
 /// Parses the header lines of `head` from `start` on; names become lower case in place.
-fn header_lines(head: &mut BytesMut, start: usize) -> Result<Lines, InvalidHead> {
+fn header_lines(head: &mut BytesMut, start: usize, keep_case: bool) -> Result<Lines, InvalidHead> {
     let mut lines: Vec<Line> = Vec::with_capacity(16);
+    let mut received_names = keep_case.then(Vec::new);
     let mut at = start;
     loop {
         let length = memchr_newline(&head[at..]).ok_or(InvalidHead::Malformed)?;
         let end = at + strip_cr(&head[at..at + length])?.len();
         let next = at + length + 1;
         if end == at {
-            return Ok(Lines(lines));
+            return Ok(Lines { lines, received_names });
         }
         if matches!(head[at], b' ' | b'\t') {
             // obs-fold: the line goes on; its blanks stay, as Envoy keeps them (RFC 9112 §5.2 allows a single blank).
@@ -234,6 +248,9 @@ fn header_lines(head: &mut BytesMut, start: usize) -> Result<Lines, InvalidHead>
             let colon = head[at..end].iter().position(|&byte| byte == b':').ok_or(InvalidHead::Malformed)? + at;
             if colon == at || !head[at..colon].iter().all(|&byte| is_token_byte(byte)) {
                 return Err(InvalidHead::Malformed);
+            }
+            if let Some(names) = &mut received_names {
+                names.push(Bytes::copy_from_slice(&head[at..colon]));
             }
             head[at..colon].make_ascii_lowercase();
             check_value(&head[colon + 1..end])?;

@@ -5,7 +5,11 @@ use config::snapshot::route::HeaderLines;
 
 /// Header lines in the order they stand on the wire; names are lower case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Headers(Vec<Header>);
+pub struct Headers {
+    lines: Vec<Header>,
+    /// The names as they were received, where their case is to be kept (`preserveHttp1HeaderCase`).
+    received_names: Option<Box<[Bytes]>>,
+}
 
 /// One header line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,27 +23,27 @@ pub struct Header {
 impl Headers {
     /// Room for `lines` without another allocation.
     pub fn with_capacity(lines: usize) -> Self {
-        Self(Vec::with_capacity(lines))
+        Self { lines: Vec::with_capacity(lines), received_names: None }
     }
 
     /// Number of lines.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.lines.len()
     }
 
     /// Whether there is no line.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.lines.is_empty()
     }
 
     /// All lines in order.
     pub fn iter(&self) -> std::slice::Iter<'_, Header> {
-        self.0.iter()
+        self.lines.iter()
     }
 
     /// The first line of that name.
     pub fn get(&self, name: &str) -> Option<&Bytes> {
-        self.0.iter().find(|line| line.name == name.as_bytes()).map(|line| &line.value)
+        self.lines.iter().find(|line| line.name == name.as_bytes()).map(|line| &line.value)
     }
 
     /// The first line of that name, if it is UTF-8.
@@ -49,7 +53,7 @@ impl Headers {
 
     /// All lines of that name.
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Bytes> {
-        self.0.iter().filter(move |line| line.name == name.as_bytes()).map(|line| &line.value)
+        self.lines.iter().filter(move |line| line.name == name.as_bytes()).map(|line| &line.value)
     }
 
     /// Whether there is a line of that name.
@@ -57,11 +61,27 @@ impl Headers {
         self.get(name).is_some()
     }
 
+    /// Keeps the names as they were received, for [`Self::spelling`].
+    pub fn keep_names(&mut self, names: Box<[Bytes]>) {
+        self.received_names = Some(names);
+    }
+
+    /// Whether the case of names is kept.
+    pub fn keeps_names(&self) -> bool {
+        self.received_names.is_some()
+    }
+
+    /// How `name` (lower case) is to be written to an HTTP/1 peer: as it was received, if that is kept.
+    pub fn spelling<'a>(&'a self, name: &'a [u8]) -> &'a [u8] {
+        let Some(names) = &self.received_names else { return name };
+        names.iter().find(|received| received.eq_ignore_ascii_case(name)).map_or(name, |received| received)
+    }
+
     /// Adds a line that was received: a second line of a header that HTTP defines as a list, and that Envoy keeps as one
     /// line, is joined to the first with `,`.
     pub fn receive(&mut self, name: Bytes, value: Bytes) {
         if is_single_line(&name)
-            && let Some(line) = self.0.iter_mut().find(|line| line.name == name)
+            && let Some(line) = self.lines.iter_mut().find(|line| line.name == name)
         {
             line.value = [&line.value[..], b",", &value[..]].concat().into();
             return;
@@ -81,7 +101,7 @@ impl Headers {
 
     /// Adds a line at the end.
     pub fn append(&mut self, name: Bytes, value: Bytes) {
-        self.0.push(Header { name, value });
+        self.lines.push(Header { name, value });
     }
 
     /// Adds a line with a name known at compile time.
@@ -97,13 +117,13 @@ impl Headers {
 
     /// As [`Self::set`], for a name that isn't known at compile time.
     pub fn set_bytes(&mut self, name: Bytes, value: Bytes) {
-        let Some(first) = self.0.iter().position(|line| line.name == name) else {
+        let Some(first) = self.lines.iter().position(|line| line.name == name) else {
             self.append(name, value);
             return;
         };
-        self.0[first].value = value;
+        self.lines[first].value = value;
         let mut index = 0;
-        self.0.retain(|line| {
+        self.lines.retain(|line| {
             index += 1;
             index - 1 <= first || line.name != name
         });
@@ -111,24 +131,24 @@ impl Headers {
 
     /// Removes all lines of that name; whether there was one.
     pub fn remove(&mut self, name: &str) -> bool {
-        let before = self.0.len();
-        self.0.retain(|line| line.name != name.as_bytes());
-        self.0.len() != before
+        let before = self.lines.len();
+        self.lines.retain(|line| line.name != name.as_bytes());
+        self.lines.len() != before
     }
 
     /// Keeps the lines for which `keep` is true.
     pub fn retain(&mut self, keep: impl FnMut(&Header) -> bool) {
-        self.0.retain(keep);
+        self.lines.retain(keep);
     }
 
     /// Puts a line first.
     pub fn prepend(&mut self, name: &'static str, value: impl Into<Bytes>) {
-        self.0.insert(0, Header { name: Bytes::from_static(name.as_bytes()), value: value.into() });
+        self.lines.insert(0, Header { name: Bytes::from_static(name.as_bytes()), value: value.into() });
     }
 
     /// The first line of that name, to be changed in place.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Bytes> {
-        self.0.iter_mut().find(|line| line.name == name.as_bytes()).map(|line| &mut line.value)
+        self.lines.iter_mut().find(|line| line.name == name.as_bytes()).map(|line| &mut line.value)
     }
 }
 
@@ -156,11 +176,11 @@ fn is_single_line(name: &[u8]) -> bool {
 
 impl HeaderLines for Headers {
     fn any_line(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        self.0.iter().any(|line| line.name == name.as_bytes() && test(&line.value))
+        self.lines.iter().any(|line| line.name == name.as_bytes() && test(&line.value))
     }
 
     fn each_line(&self, visit: &mut dyn FnMut(&str, &[u8])) {
-        for line in &self.0 {
+        for line in &self.lines {
             // A name that is no UTF-8 is no name that a route could ask for.
             if let Ok(name) = std::str::from_utf8(&line.name) {
                 visit(name, &line.value);

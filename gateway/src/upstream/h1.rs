@@ -95,6 +95,7 @@ impl Stream {
 
     pub(super) fn send_head(&mut self, head: &RequestHead, body: RequestBody) {
         self.connection.requests += 1;
+        self.scanner = HeadScanner::keeping_case(head.headers.keeps_names());
         self.head_request = head.method == "HEAD";
         self.upgrade = body == RequestBody::Upgrade;
         let has_length = head.headers.contains("content-length");
@@ -106,9 +107,9 @@ impl Stream {
             out.push(b' ');
             out.extend_from_slice(head.path.as_bytes());
             out.extend_from_slice(b" HTTP/1.1\r\n");
-            write_line(b"host", &head.authority, out);
+            write_line(head.headers.spelling(b"host"), &head.authority, out);
             for line in head.headers.iter() {
-                write_line(&line.name, &line.value, out);
+                write_line(head.headers.spelling(&line.name), &line.value, out);
             }
             if chunked {
                 out.extend_from_slice(b"transfer-encoding: chunked\r\n");

@@ -52,7 +52,7 @@ pub struct Downstream {
 
 /// What HTTP/2 clients send first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How long a connection may take to show what it speaks: the longest time a connection may be idle in Envoy.
+/// How long a connection may take to show what it speaks where no idle timeout is configured: Envoy's default for it.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Serves a plaintext connection, HTTP/1.1 or HTTP/2 by its first bytes, until it ends or its listener's drain does.
@@ -64,8 +64,9 @@ pub async fn serve(worker: Rc<Worker>, downstream: Downstream) {
 async fn serve_connection(worker: Rc<Worker>, downstream: Downstream) {
     let Downstream { transport, listener, facts, drain } = downstream;
     let mut connection = Buffered::new(transport, BytesMut::new());
-    let speaks_http2 = tokio::time::timeout(SNIFF_TIMEOUT, sniff(&mut connection)).await;
     let context = Rc::new(Serving { worker, listener, facts, drain, current: RefCell::default() });
+    let limit = context.pin().1.settings.idle_timeout.unwrap_or(SNIFF_TIMEOUT);
+    let speaks_http2 = tokio::time::timeout(limit, sniff(&mut connection)).await;
     match speaks_http2 {
         Ok(Some(true)) => {
             let (mut transport, read) = connection.into_parts();

@@ -37,7 +37,13 @@ fn apply(ops: &HeaderOps, facts: &mut Facts, headers: impl Fn(&mut Facts) -> Opt
         }
         let name = Bytes::copy_from_slice(put.name.as_bytes());
         if let Some(headers) = headers(facts) {
-            if put.replace { headers.set_bytes(name, value) } else { headers.add(name, value) }
+            if put.replace {
+                // Envoy writes a line that is set where it stands in the list of operations: behind all others.
+                headers.remove(&put.name);
+                headers.append(name, value);
+            } else {
+                headers.add(name, value);
+            }
         }
     }
 }

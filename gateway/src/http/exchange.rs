@@ -46,6 +46,8 @@ pub(super) struct Exchange {
     pub cors_origin: Option<Bytes>,
     /// Index of the chosen destination of a weighted route.
     pub destination: usize,
+    /// The client asks for WebSocket.
+    pub upgrade: bool,
     /// The response head has been sent.
     pub head_sent: bool,
     /// Metrics and log have been told.
@@ -191,6 +193,7 @@ impl Exchange {
             timers: Timers::default(),
             cors_origin: None,
             destination: 0,
+            upgrade: false,
             head_sent: false,
             recorded: false,
         }
@@ -217,6 +220,7 @@ impl Exchange {
                 return self.reply(stream, reply).await;
             }
         };
+        self.upgrade = upgrade == Upgrade::WebSocket;
         if !self.state.snapshot.refusals.is_empty() {
             return self.fail(stream, Failure::Refused).await;
         }
@@ -231,7 +235,7 @@ impl Exchange {
         self.find_route();
         let Some(route) = self.facts.route.clone() else { return self.fail(stream, Failure::NoRoute).await };
         match &*route.action {
-            Action::Forward(action) => forward::forward(self, stream, action, upgrade == Upgrade::WebSocket).await,
+            Action::Forward(action) => forward::forward(self, stream, action).await,
             Action::Redirect(action) => {
                 let location = redirect::location(action, self.request());
                 let reply = LocalReply { location: Some(location), ..LocalReply::new(action.code, "direct_response") };
@@ -370,9 +374,9 @@ impl Exchange {
                     headers.push("content-type", Bytes::from_static(b"text/plain"));
                 }
             }
-            // The length tells what the body would have been.
+            // Where there must be no body, its length still tells what it would have been.
             let head_request = self.facts.request.as_ref().is_some_and(|request| request.method == "HEAD");
-            if head_request { Bytes::new() } else { reply.body }
+            if head_request || reply.status == 304 { Bytes::new() } else { reply.body }
         };
         if let (Some(origin), Some(Action::Forward(action))) =
             (&self.cors_origin, self.facts.route.as_ref().map(|route| &*route.action))
@@ -380,7 +384,7 @@ impl Exchange {
         {
             cors::decorate(policy, origin, headers);
         }
-        if reply.close || !stream.is_request_complete() {
+        if reply.close || self.upgrade || !stream.is_request_complete() {
             stream.close_after();
         }
         self.send_head(stream, body.is_empty());

@@ -37,7 +37,6 @@ pub(super) async fn forward<S: ClientStream>(
     exchange: &mut Exchange,
     stream: &mut S,
     action: &Forward,
-    upgrade: bool,
 ) -> Result<(), Cut> {
     let destination = choose(exchange, action);
     let cluster = exchange.state.clusters.get(&destination.cluster).cloned();
@@ -68,9 +67,10 @@ pub(super) async fn forward<S: ClientStream>(
     let Some(active) = cluster.usage.acquire(|usage| &usage.requests, limits.max_requests) else {
         return exchange.fail(stream, Failure::Upstream { reset: Reset::Overflow, retried: false }).await;
     };
+    exchange.facts.attempts = 1;
     let timeouts = prepare(exchange, action, destination);
-    let body = RequestState::new(stream, action.retry.is_some(), Mirrors::start(exchange, action, upgrade));
-    let mut forwarding = Forwarding { exchange, stream, action, cluster, upgrade, timeouts, body, _active: active };
+    let body = RequestState::new(stream, action.retry.is_some(), Mirrors::start(exchange, action));
+    let mut forwarding = Forwarding { exchange, stream, action, cluster, timeouts, body, _active: active };
     forwarding.run().await
 }
 
@@ -222,6 +222,7 @@ fn rewritten(rewrite: &PathRewrite, path: &PathAndQuery) -> PathAndQuery {
 /// The failure that a passed deadline makes of a request without a response.
 fn timeout_failure(expired: Expired, complete: bool) -> Option<Failure> {
     Some(match expired {
+        Expired::Head => Failure::RequestHeaderTimeout,
         Expired::MaxDuration => Failure::MaxStreamDuration(complete),
         Expired::Route => Failure::RouteTimeout,
         Expired::PerTry => Failure::PerTryTimeout,
@@ -297,7 +298,6 @@ struct Forwarding<'f, S> {
     stream: &'f mut S,
     action: &'f Forward,
     cluster: Arc<Cluster>,
-    upgrade: bool,
     timeouts: Timeouts,
     body: RequestState,
     /// Counts this request among the cluster's.
@@ -310,7 +310,6 @@ impl<S: ClientStream> Forwarding<'_, S> {
         let mut tried: Vec<Address> = Vec::new();
         let mut retrying: Option<Permit> = None;
         loop {
-            self.exchange.facts.attempts += 1;
             let attempt = self.exchange.facts.attempts;
             if !self.cluster.endpoints().ready {
                 return self.exchange.fail(self.stream, Failure::NoCluster).await;
@@ -347,6 +346,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
                     if let Some(expired) = self.back_off(attempt).await? {
                         return self.expire(expired).await;
                     }
+                    self.exchange.facts.attempts += 1;
                     continue;
                 }
                 Retry::Exhausted => self.exchange.facts.flags.set(Flag::URX),
@@ -382,13 +382,13 @@ impl<S: ClientStream> Forwarding<'_, S> {
             Err(outcome) => return Ok(outcome),
         };
         self.exchange.facts.upstream_local = upstream.local();
-        let kind = match (self.upgrade, self.body.sent) {
+        let kind = match (self.exchange.upgrade, self.body.sent) {
             (true, _) => RequestBody::Upgrade,
             (false, true) => RequestBody::Empty,
             (false, false) => RequestBody::Streamed,
         };
         upstream.send_head(self.exchange.request(), kind);
-        if self.upgrade {
+        if self.exchange.upgrade {
             self.body.sent = true;
         }
         loop {
@@ -517,7 +517,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
     /// Whether what happened is to be tried again, and may be.
     fn may_retry(&self, event: &Event<'_>) -> Retry {
         let Some(policy) = &self.action.retry else { return Retry::No };
-        if !event.is_retriable(&policy.on) || self.upgrade {
+        if !event.is_retriable(&policy.on) || self.exchange.upgrade {
             return Retry::No;
         }
         // A body that can't be sent again as a whole rules another try out.
@@ -586,8 +586,8 @@ impl<S: ClientStream> Forwarding<'_, S> {
         let mut end = end;
         self.exchange.facts.status = status;
         self.exchange.facts.details = Cow::Borrowed("via_upstream");
-        let tunnel = status == 101 && self.upgrade;
-        if self.upgrade && !tunnel {
+        let tunnel = status == 101 && self.exchange.upgrade;
+        if self.exchange.upgrade && !tunnel {
             self.stream.close_after();
             if (200..300).contains(&status) {
                 self.exchange.facts.details = Cow::Borrowed("websocket_handshake_unsuccessful");
@@ -596,7 +596,8 @@ impl<S: ClientStream> Forwarding<'_, S> {
             }
         }
         clean_response(&mut headers, tunnel);
-        if self.exchange.settings().debug_headers {
+        // Envoy's upgrade filter answers without it.
+        if self.exchange.settings().debug_headers && !self.exchange.upgrade {
             let elapsed = self.exchange.facts.request_complete.unwrap_or(self.exchange.facts.started).elapsed();
             let mut text = Vec::new();
             super::h1::write_decimal(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), &mut text);
@@ -644,7 +645,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
                         self.exchange.facts.flags.set(Flag::UT);
                         self.exchange.facts.details = Cow::Borrowed("response_timeout");
                     }
-                    Expired::PerTry => {}
+                    Expired::PerTry | Expired::Head => {}
                     Expired::Idle => {
                         self.exchange.facts.flags.set(Flag::SI);
                         self.exchange.facts.details = Cow::Borrowed("stream_idle_timeout");

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use config::snapshot::listener::HttpSettings;
 use tokio::time::Sleep;
 
 use super::buffered::Buffered;
@@ -14,6 +15,7 @@ use super::chunked::{Decoded, Decoder, write_chunk_size};
 use super::exchange::{self, Begun};
 use super::head::{HeadScanner, InvalidHead, RequestHead, Version, reason};
 use super::headers::Headers;
+use super::timers::{Expired, Timers};
 use super::{ClientStream, Frame, Gone, Serving};
 use crate::request::Protocol;
 use crate::response::Failure;
@@ -93,7 +95,7 @@ async fn wait_for_head(context: &Serving, connection: &mut Buffered, idle: &mut 
     let chain = context.pin().1;
     let settings = &*chain.settings;
     let mut scanner = HeadScanner::keeping_case(settings.preserve_header_case);
-    let mut deadline: Option<Pin<Box<Sleep>>> = None;
+    let mut incomplete = IncompleteHead::default();
     let since = Instant::now();
     poll_fn(|cx| {
         loop {
@@ -113,16 +115,8 @@ async fn wait_for_head(context: &Serving, connection: &mut Buffered, idle: &mut 
                 Poll::Pending => break,
             }
         }
-        if !connection.read.is_empty()
-            && let Some(limit) = settings.request_headers_timeout.or(settings.request_timeout)
-        {
-            let timer = deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-            ready!(timer.as_mut().poll(cx));
-            let failure = match settings.request_headers_timeout {
-                Some(_) => Failure::RequestHeaderTimeout,
-                None => Failure::RequestTimeout,
-            };
-            return Poll::Ready(Head::Refused(failure));
+        if !connection.read.is_empty() {
+            return incomplete.poll(cx, settings, connection.read.len()).map(Head::Refused);
         }
         let Some(limit) = settings.idle_timeout else { return Poll::Pending };
         // After the first idle time a connection that was used gets the drain time on top, as in Envoy.
@@ -143,6 +137,45 @@ async fn wait_for_head(context: &Serving, connection: &mut Buffered, idle: &mut 
         Poll::Pending
     })
     .await
+}
+
+/// The deadlines of a request whose head has begun to arrive.
+#[derive(Default)]
+struct IncompleteHead {
+    timers: Timers,
+    started: bool,
+    seen: usize,
+}
+
+impl IncompleteHead {
+    /// Ready with the reply to a head that took too long; `received` bytes of it are there.
+    fn poll(&mut self, cx: &mut Context<'_>, settings: &HttpSettings, received: usize) -> Poll<Failure> {
+        if !self.started {
+            self.started = true;
+            if let Some(limit) = settings.request_headers_timeout {
+                self.timers.head.start(limit);
+            }
+            if let Some(limit) = settings.request_timeout {
+                self.timers.request.start(limit);
+            }
+            if let Some(limit) = settings.max_stream_duration {
+                self.timers.max_duration.start(limit);
+            }
+            if let Some(limit) = settings.stream_idle_timeout.or(settings.idle_timeout) {
+                self.timers.watch_idle(limit);
+            }
+        }
+        if received > self.seen {
+            self.seen = received;
+            self.timers.moved();
+        }
+        self.timers.poll(cx).map(|expired| match expired {
+            Expired::Request => Failure::RequestTimeout,
+            Expired::MaxDuration => Failure::MaxStreamDuration(false),
+            Expired::Idle => Failure::StreamIdle(false),
+            Expired::Head | Expired::Route | Expired::PerTry => Failure::RequestHeaderTimeout,
+        })
+    }
 }
 
 fn refusal(error: InvalidHead) -> Failure {

@@ -90,8 +90,12 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
                     }
                     Err(refusal) => {
                         refused += 1;
-                        stream.refuse();
                         exchange::reset(&context, Begun::now(), refusal.flag(), refusal.details());
+                        // Envoy closes the whole connection on a malformed request, without GOAWAY.
+                        if matches!(refusal, Refusal::Malformed) {
+                            return;
+                        }
+                        stream.refuse();
                         if refused > MAX_REFUSED {
                             return;
                         }

@@ -112,11 +112,7 @@ impl Headers {
     /// Replaces the value of the first line of that name in place and removes the others; adds the line at the end if
     /// there is none.
     pub fn set(&mut self, name: &'static str, value: impl Into<Bytes>) {
-        self.set_bytes(Bytes::from_static(name.as_bytes()), value.into());
-    }
-
-    /// As [`Self::set`], for a name that isn't known at compile time.
-    pub fn set_bytes(&mut self, name: Bytes, value: Bytes) {
+        let (name, value) = (Bytes::from_static(name.as_bytes()), value.into());
         let Some(first) = self.lines.iter().position(|line| line.name == name) else {
             self.append(name, value);
             return;

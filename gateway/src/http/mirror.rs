@@ -39,8 +39,8 @@ enum Piece {
 
 impl Mirrors {
     /// Starts the copies that the dice ask for. The request's head is final by now.
-    pub fn start(exchange: &Exchange, action: &Forward, upgrade: bool) -> Self {
-        if action.mirrors.is_empty() || upgrade {
+    pub fn start(exchange: &Exchange, action: &Forward) -> Self {
+        if action.mirrors.is_empty() || exchange.upgrade {
             return Self::default();
         }
         let Some(request) = &exchange.facts.request else { return Self::default() };

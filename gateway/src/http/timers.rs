@@ -36,6 +36,7 @@ impl Timer {
 /// What ran out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expired {
+    Head,
     MaxDuration,
     Route,
     PerTry,
@@ -46,6 +47,7 @@ pub(super) enum Expired {
 /// The deadlines of a request.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
+    pub head: Timer,
     pub max_duration: Timer,
     pub route: Timer,
     pub per_try: Timer,
@@ -82,6 +84,7 @@ impl Timers {
     /// The first deadline that has passed.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
         let timers = [
+            (&mut self.head, Expired::Head),
             (&mut self.max_duration, Expired::MaxDuration),
             (&mut self.route, Expired::Route),
             (&mut self.per_try, Expired::PerTry),

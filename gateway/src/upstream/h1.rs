@@ -220,9 +220,9 @@ impl Stream {
                         *decoder = Decoder::Done;
                         return Poll::Ready(None);
                     }
-                    // Envoy's HTTP/1 codec calls an end within a body a protocol error.
-                    Ok(0) => return Poll::Ready(Some(Err(Reset::ProtocolError))),
-                    Err(_) => return Poll::Ready(Some(Err(Reset::ConnectionTermination))),
+                    // Envoy's HTTP/1 codec calls any end within a body a protocol error. A tunnel has no such rule.
+                    Err(_) if self.upgrade => return Poll::Ready(Some(Err(Reset::ConnectionTermination))),
+                    Ok(0) | Err(_) => return Poll::Ready(Some(Err(Reset::ProtocolError))),
                     Ok(_) => {}
                 },
             }

@@ -5,6 +5,7 @@ pub mod exchange;
 pub mod gateway;
 pub mod mesh;
 pub mod peer;
+pub mod process;
 pub mod raw_h2;
 pub mod status;
 pub mod table;

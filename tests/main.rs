@@ -9,6 +9,7 @@
 mod harness;
 
 mod actions;
+mod cli;
 mod connection;
 mod cors;
 mod local_reply;

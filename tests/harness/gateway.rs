@@ -105,13 +105,7 @@ impl Builder {
             command.args(["--port-map", &format!("{port}:0")]);
         }
         command.args(&self.arguments);
-        // The surroundings of the tests must not change what is tested.
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy();
-            if ["FAIRLEAD_", "PILOT_", "ISTIO_", "POD_", "ENABLE_"].iter().any(|prefix| name.starts_with(prefix)) {
-                command.env_remove(&*name);
-            }
-        }
+        undisturbed(&mut command);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut child = command
             .stdin(Stdio::null())
@@ -326,6 +320,16 @@ impl Ready {
     }
 }
 
+/// The surroundings of the tests must not change what is tested.
+pub fn undisturbed(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if ["FAIRLEAD_", "PILOT_", "ISTIO_", "POD_", "ENABLE_"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(&*name);
+        }
+    }
+}
+
 /// Sends a signal, such as `TERM`, to a process that a test started.
 pub fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
@@ -416,13 +420,13 @@ impl LogLine {
 }
 
 /// Lines that a thread reads from a pipe of the process.
-struct Lines {
+pub struct Lines {
     state: Mutex<(Vec<String>, bool)>,
     grown: Condvar,
 }
 
 impl Lines {
-    fn collect(pipe: impl Read + Send + 'static) -> Arc<Self> {
+    pub fn collect(pipe: impl Read + Send + 'static) -> Arc<Self> {
         let lines = Arc::new(Self { state: Mutex::new((Vec::new(), false)), grown: Condvar::new() });
         let written = lines.clone();
         thread::spawn(move || {
@@ -444,7 +448,7 @@ impl Lines {
         self.state.lock().unwrap().0.len()
     }
 
-    fn all(&self) -> Vec<String> {
+    pub fn all(&self) -> Vec<String> {
         self.state.lock().unwrap().0.clone()
     }
 
@@ -455,7 +459,7 @@ impl Lines {
     }
 
     /// The first line from number `from` on that `pick` picks; waits for it, at most `limit`.
-    fn find<T>(&self, from: usize, limit: Duration, pick: impl Fn(&str) -> Option<T>) -> Option<T> {
+    pub fn find<T>(&self, from: usize, limit: Duration, pick: impl Fn(&str) -> Option<T>) -> Option<T> {
         let begin = Instant::now();
         let mut next = from;
         let mut state = self.state.lock().unwrap();

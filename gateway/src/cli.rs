@@ -103,7 +103,7 @@ struct RunArgs {
     #[command(flatten)]
     identity: IdentityArgs,
 
-    /// Directory of mounted secrets, DIR/<credentialName>/<key>; may be repeated. Kept for TLS servers, which this
+    /// Directory of mounted secrets, DIR/CREDENTIAL/KEY; may be repeated. Kept for TLS servers, which this
     /// version does not serve
     #[arg(long, value_name = "DIR", env = "FAIRLEAD_CERTS", value_delimiter = ',', help_heading = "Credentials")]
     certs: Vec<PathBuf>,

@@ -528,11 +528,18 @@ async fn overflow_is_refused_at_once() {
     let mut table = Table::new("networking.md §9, overflow");
     for (host, parallel, served) in [("pending.com", 4, 2), ("requests.com", 3, 1)] {
         table.row(host);
-        let requests = (0..parallel).map(|number| {
+        let request = |number: usize| {
             let gateway = &gateway;
             async move { h1(gateway, host, &format!("{host} {number}")).await }
-        });
-        let responses = futures::future::join_all(requests).await;
+        };
+        // The others come when the first one's connection stands: one that is being opened counts as pending.
+        let others = async {
+            slow.received().await;
+            futures::future::join_all((1..parallel).map(request)).await
+        };
+        let (first, mut responses) = futures::future::join(request(0), others).await;
+        responses.insert(0, first);
+        slow.take();
         table.check("served", &served, &responses.iter().filter(|response| response.status == 200).count());
         let refused = Situation::new(host, 503, format!("{UCE}overflow"), "UO", "{overflow}")
             .first(&[("x-envoy-overloaded", "true")]);
@@ -548,13 +555,14 @@ async fn overflow_is_refused_at_once() {
         let agent = format!("requests.com {kind}");
         let active = h1(&gateway, "requests.com", "requests.com active");
         let refused = async {
-            tokio::time::sleep(Duration::from_millis(150)).await;
+            slow.received().await;
             match kind {
                 "h2" => h2(&gateway, "requests.com", &agent).await,
                 _ => grpc(&gateway, "requests.com", &agent).await,
             }
         };
         let (_, response) = futures::future::join(active, refused).await;
+        slow.take();
         let expected = Situation::new("", 503, format!("{UCE}overflow"), "UO", "{overflow}")
             .first(&[("x-envoy-overloaded", "true")]);
         let (headers, status) = match kind {

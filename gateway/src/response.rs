@@ -306,12 +306,14 @@ impl Failure {
                 LocalReply::text(408, "request header timeout", "request_header_timeout").closing()
             }
             Self::RequestTimeout => LocalReply::text(408, "request timeout", "request_overall_timeout").closing(),
-            Self::StreamIdle(complete) => {
-                LocalReply::text(if *complete { 504 } else { 408 }, "stream timeout", "stream_idle_timeout")
+            Self::StreamIdle(complete) => LocalReply {
+                close: !complete,
+                ..LocalReply::text(if *complete { 504 } else { 408 }, "stream timeout", "stream_idle_timeout")
                     .flag(Flag::SI)
-            }
+            },
             Self::MaxStreamDuration(complete) => LocalReply {
                 grpc_status: Some(4),
+                close: !complete,
                 ..LocalReply::text(
                     if *complete { 504 } else { 408 },
                     "downstream duration timeout",

@@ -130,23 +130,25 @@ async fn order_of_virtual_services() {
 
 #[tokio::test]
 async fn several_virtual_services_on_one_host() {
+    // An object without a timestamp is the oldest, as Go's zero time is.
     let old = "creationTimestamp: '2024-01-01T00:00:00Z'";
+    let new = "creationTimestamp: '2025-01-01T00:00:00Z'";
     let documents = [
         // A later rule beats an earlier catch-all, but not an earlier `/` with a header.
         (format!("name: m1, {old}"), "catch.com", vec![says("", "all"), says("uri: {prefix: /never}", "dropped")]),
-        ("name: m2".to_owned(), "catch.com", vec![says("uri: {prefix: /b}", "b")]),
+        (format!("name: m2, {new}"), "catch.com", vec![says("uri: {prefix: /b}", "b")]),
         (
             format!("name: m3, {old}"),
             "header.com",
             vec![says("uri: {prefix: /}, headers: {x-a: {exact: '1'}}", "header")],
         ),
-        ("name: m4".to_owned(), "header.com", vec![says("uri: {prefix: /b}", "b")]),
+        (format!("name: m4, {new}"), "header.com", vec![says("uri: {prefix: /b}", "b")]),
         (format!("name: m5, {old}"), "regex.com", vec![says("uri: {regex: '.*'}", "regex")]),
-        ("name: m6".to_owned(), "regex.com", vec![says("uri: {prefix: /b}", "b"), says("", "all")]),
+        (format!("name: m6, {new}"), "regex.com", vec![says("uri: {prefix: /b}", "b"), says("", "all")]),
         (format!("name: m7, {old}"), "foo.example.com, bar.example.com", vec![says("uri: {exact: /1}", "old")]),
-        ("name: m8".to_owned(), "foo.example.com", vec![says("uri: {exact: /foo}", "new")]),
-        ("name: m9".to_owned(), "a.wild.com", vec![says("uri: {exact: /x}", "a")]),
-        ("name: m10".to_owned(), "'*.wild.com'", vec![says("", "wild")]),
+        (format!("name: m8, {new}"), "foo.example.com", vec![says("uri: {exact: /foo}", "new")]),
+        (format!("name: m9, {new}"), "a.wild.com", vec![says("uri: {exact: /x}", "a")]),
+        (format!("name: m10, {new}"), "'*.wild.com'", vec![says("", "wild")]),
     ];
     let mesh = documents.iter().fold(Mesh::new(), |mesh, (metadata, hosts, http)| {
         let spec = format!("hosts: [{hosts}], gateways: [gateway], http: [{}]", http.join(", "));

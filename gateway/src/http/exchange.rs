@@ -384,7 +384,9 @@ impl Exchange {
         {
             cors::decorate(policy, origin, headers);
         }
-        if reply.close || self.upgrade || !stream.is_request_complete() {
+        // What follows a CONNECT was meant for a tunnel.
+        let connect = self.facts.request.as_ref().is_some_and(|request| request.method == "CONNECT");
+        if reply.close || self.upgrade || connect || !stream.is_request_complete() {
             stream.close_after();
         }
         self.send_head(stream, body.is_empty());

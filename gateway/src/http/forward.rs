@@ -628,9 +628,10 @@ impl<S: ClientStream> Forwarding<'_, S> {
             }
             Relayed::ClosedTunnel(flag) => {
                 self.exchange.facts.flags.set(flag);
-                if flag == Flag::DC {
-                    self.exchange.facts.details = Cow::Borrowed("downstream_remote_disconnect");
-                }
+                self.exchange.facts.details = match flag {
+                    Flag::DC => Cow::Borrowed("downstream_remote_disconnect"),
+                    _ => Reset::ConnectionTermination.details(false).into(),
+                };
                 Ok(())
             }
             Relayed::Broken(reset) => {

@@ -174,15 +174,15 @@ impl RequestLine {
         let text = |from: usize| line[from..].iter().position(|&byte| byte != b' ').map(|at| from + at);
         let method_end = space(0).ok_or(InvalidHead::Malformed)?;
         let target_start = text(method_end).ok_or(InvalidHead::Malformed)?;
-        let target_end = space(target_start).ok_or(InvalidHead::Malformed)?;
-        let version_start = text(target_end).ok_or(InvalidHead::Malformed)?;
+        let target_end = space(target_start).unwrap_or(line.len());
+        let version_start = text(target_end);
         if !is_known_method(&line[..method_end]) {
             return Err(InvalidHead::Malformed);
         }
         if line[target_start..target_end].iter().any(|byte| !byte.is_ascii_graphic()) {
             return Err(InvalidHead::Malformed);
         }
-        let version = match &line[version_start..] {
+        let version = match version_start.map_or(&b"HTTP/0.9"[..], |start| &line[start..]) {
             b"HTTP/1.1" => Version::Http11,
             b"HTTP/1.0" => Version::Http10,
             [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {

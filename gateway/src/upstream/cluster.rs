@@ -83,9 +83,10 @@ pub struct Usage {
 impl Usage {
     /// Takes one of `counter` if fewer than `limit` are taken; given back when the permit drops.
     pub fn acquire(self: &Arc<Self>, counter: fn(&Self) -> &AtomicU32, limit: u32) -> Option<Permit> {
-        let taken = counter(self).fetch_add(1, Ordering::Relaxed);
-        let permit = Permit { usage: Arc::clone(self), counter };
-        (taken < limit).then_some(permit)
+        counter(self)
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| (taken < limit).then(|| taken + 1))
+            .ok()
+            .map(|_| Permit { usage: Arc::clone(self), counter })
     }
 }
 

@@ -3,7 +3,7 @@
 use http::Request;
 
 use crate::harness::client::{Http1, Http2};
-use crate::harness::exchange::{check_log, expected, steady};
+use crate::harness::exchange::{expected, steady};
 use crate::harness::mesh::Mesh;
 use crate::harness::table::Table;
 use crate::harness::upstream::Upstream;
@@ -154,13 +154,12 @@ async fn cors() {
     for (name, method, host, lines, status, headers, flags, details) in ROWS.iter().chain([&minimal]) {
         table.row(format!("{name}, {host}"));
         upstream.take();
-        let mark = gateway.log_mark();
         let request = format!("{method} / HTTP/1.1\r\nhost: {host}\r\n{lines}\r\n");
         let response = Http1::connect(gateway.address(80)).await.exchange(request).await;
         table.check("status", status, &response.status);
         table.check("headers", &expected(headers), &steady(&response.headers));
         table.check("forwarded", &(*details == "via_upstream"), &!upstream.take().is_empty());
-        check_log(&mut table, gateway.log_line_since(mark, |_| true).await, *status, flags, details);
+        table.expect_log(response.client, *status, flags, details);
     }
     table.row("preflight over HTTP/2");
     let request = Request::options("http://full.com/")
@@ -171,5 +170,6 @@ async fn cors() {
     let response = Http2::connect(gateway.address(80)).await.exchange(request, &[]).await;
     table.check("status", &200, &response.status);
     table.check("headers", &expected(&PREFLIGHT[..PREFLIGHT.len() - 1]), &steady(&response.headers));
+    table.check_logs(&gateway).await;
     table.finish();
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use http::Request;
 
 use crate::harness::client::{Fields, Http1, Http2, Response};
-use crate::harness::gateway::{Gateway, LogLine};
+use crate::harness::eventually;
+use crate::harness::gateway::Gateway;
 use crate::harness::mesh::Mesh;
 use crate::harness::raw_h2::GOAWAY;
 use crate::harness::table::Table;
@@ -142,22 +143,6 @@ async fn grpc(gateway: &Gateway, host: &str, agent: &str) -> Response {
     Http2::connect(gateway.address(80)).await.exchange(post_grpc(host, agent), b"\0\0\0\0\x01x").await
 }
 
-async fn log_of(gateway: &Gateway, agent: &str) -> Option<LogLine> {
-    let agent = agent.to_owned();
-    gateway.log_line_since(0, move |line| line.user_agent() == agent).await
-}
-
-fn check_log(table: &mut Table, line: Option<LogLine>, code: u16, flags: &str, details: &str) {
-    match line {
-        None => table.fail("no access log line"),
-        Some(line) => {
-            table.check("logged code", code.to_string().as_str(), line.code());
-            table.check("logged flags", flags, line.flags());
-            table.check("logged details", details, line.details());
-        }
-    }
-}
-
 /// Runs every situation with the three kinds of clients. `counting` are the upstreams that count tries, by host.
 async fn run(title: &'static str, gateway: &Gateway, situations: &[Situation], counting: &[(&str, &Upstream)]) {
     let mut table = Table::new(title);
@@ -178,12 +163,13 @@ async fn run(title: &'static str, gateway: &Gateway, situations: &[Situation], c
             table.check("headers", &headers, &steady(&response.headers));
             let body = if kind == "grpc" && situation.grpc.is_some() { "" } else { &situation.body };
             table.check("body", body, response.text().as_str());
-            check_log(&mut table, log_of(gateway, &agent).await, status, situation.flags, &situation.details());
+            table.expect_log(response.client, status, situation.flags, &situation.details());
             if let (Some(tries), Some(upstream)) = (situation.tries, upstream) {
                 table.check("tries", &tries, &upstream.take().len());
             }
         }
     }
+    table.check_logs(gateway).await;
     table.finish();
 }
 
@@ -420,7 +406,7 @@ async fn upstream_answers_pass_with_their_status() {
             table.check("status", &status, &response.status);
             table.check("body", body, response.text().as_str());
             table.check("tries", &tries, &upstream.take().len());
-            check_log(&mut table, log_of(&gateway, &agent).await, status, flags, "via_upstream");
+            table.expect_log(response.client, status, flags, "via_upstream");
             let length = body.len().to_string();
             let mut expected = match host {
                 "retry503.com" => vec![("x-up", "1"), ("content-length", &*length)],
@@ -434,6 +420,7 @@ async fn upstream_answers_pass_with_their_status() {
             table.check("headers", &owned(&expected), &steady(&response.headers));
         }
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -499,9 +486,10 @@ async fn response_cut_after_its_head() {
             table.check("body", "half", response.text().as_str());
             table.check("end", &Some(failure), &response.failure);
             table.check("tries", &1, &upstream.take().len());
-            check_log(&mut table, log_of(&gateway, &agent).await, 200, flags, details);
+            table.expect_log(response.client, 200, flags, details);
         }
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -543,11 +531,11 @@ async fn overflow_is_refused_at_once() {
         table.check("served", &served, &responses.iter().filter(|response| response.status == 200).count());
         let refused = Situation::new(host, 503, format!("{UCE}overflow"), "UO", "{overflow}")
             .first(&[("x-envoy-overloaded", "true")]);
-        for (number, response) in responses.iter().enumerate().filter(|(_, response)| response.status != 200) {
+        for response in responses.iter().filter(|response| response.status != 200) {
             table.check("status", &503, &response.status);
             table.check("headers", &refused.h1_headers(), &steady(&response.headers));
             table.check("body", refused.body.as_str(), response.text().as_str());
-            check_log(&mut table, log_of(&gateway, &format!("{host} {number}")).await, 503, "UO", &refused.details());
+            table.expect_log(response.client, 503, "UO", &refused.details());
         }
     }
     for kind in ["h2", "grpc"] {
@@ -571,8 +559,9 @@ async fn overflow_is_refused_at_once() {
         };
         table.check("status", &status, &response.status);
         table.check("headers", &headers, &steady(&response.headers));
-        check_log(&mut table, log_of(&gateway, &agent).await, status, "UO", &expected.details());
+        table.expect_log(response.client, status, "UO", &expected.details());
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -597,8 +586,9 @@ async fn clients_that_go_away() {
                 table.fail("the upstream didn't get the request");
             }
             sender.send_reset(h2::Reason::CANCEL);
-            let line = log_of(&gateway, agent).await;
-            check_log(&mut table, line, 0, flags, details);
+            table.expect_log(Some(client.address()), 0, flags, details);
+            // The gateway lets go of the upstream once it knows; the client must stay until then.
+            eventually("the upstream is let go", || async { (hangs.open() == 0).then_some(()) }).await;
             drop(pending);
             continue;
         }
@@ -607,6 +597,7 @@ async fn clients_that_go_away() {
         if hangs.received().await.is_none() {
             table.fail("the upstream didn't get the request");
         }
+        table.expect_log(Some(client.address()), 0, flags, details);
         match agent {
             "closes" => drop(client),
             "resets" => client.reset(),
@@ -616,8 +607,8 @@ async fn clients_that_go_away() {
                 table.check("connection", &crate::harness::client::End::Closed, &end);
             }
         }
-        check_log(&mut table, log_of(&gateway, agent).await, 0, flags, details);
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -697,5 +688,6 @@ async fn grpc_status_follows_the_http_status() {
         ("content-length", "0"),
     ];
     table.check("headers", &owned(&headers), &steady(&response.headers));
+    table.check_logs(&gateway).await;
     table.finish();
 }

@@ -5,9 +5,7 @@ use std::time::Duration;
 use http::Request;
 
 use crate::harness::client::{End, Http1, Http2};
-use crate::harness::exchange::{
-    self, EDGE, check_local_reply, check_log, check_received, expected, forwarded, refused, steady,
-};
+use crate::harness::exchange::{self, EDGE, check_local_reply, check_received, expected, forwarded, refused, steady};
 use crate::harness::mesh::Mesh;
 use crate::harness::raw_h2::RawH2;
 use crate::harness::table::Table;
@@ -132,32 +130,29 @@ async fn websocket() {
     table.check("echo", &Ok(b"hi".to_vec()), &client.read_exactly(2).await);
 
     table.row("the timeout covers the handshake");
-    let mark = gateway.log_mark();
     let response = Http1::connect(gateway.address(80)).await.exchange(handshake("late.com")).await;
     check_local_reply(&mut table, &response, 504, "upstream request timeout", true);
-    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 504, "UT", "response_timeout");
+    table.expect_log(response.client, 504, "UT", "response_timeout");
 
     table.row("the upstream answers 200");
-    let mark = gateway.log_mark();
     let response = Http1::connect(gateway.address(80)).await.exchange(handshake("refuses.com")).await;
     check_local_reply(&mut table, &response, 200, "", true);
-    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 200, "-", "websocket_handshake_unsuccessful");
+    table.expect_log(response.client, 200, "-", "websocket_handshake_unsuccessful");
 
     table.row("the upstream answers 403");
-    let mark = gateway.log_mark();
     let response = Http1::connect(gateway.address(80)).await.exchange(handshake("forbids.com")).await;
     table.check("answer", &(403, "no".to_owned()), &(response.status, response.text()));
     let lines = ["content-length: 2", "date: *", "server: istio-envoy", "connection: close"];
     table.check("headers", &expected(&lines), &steady(&response.headers));
-    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 403, "-", "via_upstream");
+    table.expect_log(response.client, 403, "-", "via_upstream");
 
     table.row("the upstream ends it");
-    let mark = gateway.log_mark();
     let mut client = Http1::connect(gateway.address(80)).await;
     client.exchange(handshake("leaves.com")).await;
     table.check("connection", &End::Closed, &client.ended(Duration::from_secs(5)).await);
     let details = "upstream_reset_after_response_started{connection_termination}";
-    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 101, "UC", details);
+    table.expect_log(Some(client.address()), 101, "UC", details);
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -179,14 +174,12 @@ async fn other_upgrades() {
     exchange::run(&mut table, &gateway, 80, &upstream, &rows).await;
 
     table.row("CONNECT over HTTP/2");
-    let mark = gateway.log_mark();
     let request = Request::connect("a.com:80").body(()).unwrap();
     let response = Http2::connect(gateway.address(80)).await.exchange(request, &[]).await;
     table.check("status", &404, &response.status);
-    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 404, "NR", "route_not_found");
+    table.expect_log(response.client, 404, "NR", "route_not_found");
 
     table.row("extended CONNECT is off");
-    let mark = gateway.log_mark();
     let mut client = RawH2::connect(gateway.address(80)).await;
     let fields: [(&str, &[u8]); 5] = [
         (":method", b"CONNECT"),
@@ -198,7 +191,8 @@ async fn other_upgrades() {
     client.headers(1, &fields, false).await;
     let (_, end) = client.rest(Duration::from_secs(5)).await;
     table.check("ended", &true, &matches!(end, End::Closed | End::Reset));
-    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 0, "DPE", "http2.invalid.header.field");
+    table.expect_log(Some(client.address()), 0, "DPE", "http2.invalid.header.field");
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -236,5 +230,6 @@ async fn http10_on_demand() {
     let mut client = Http1::connect(gateway.address(80)).await;
     client.send("GET / HTTP/1.0\r\n\r\n").await;
     table.check("status line", &Ok(b"HTTP/1.0 400 ".to_vec()), &client.read_exactly(13).await);
+    table.check_logs(&gateway).await;
     table.finish();
 }

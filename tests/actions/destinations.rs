@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use crate::harness::client::Http1;
-use crate::harness::exchange::check_log;
 use crate::harness::gateway::Gateway;
 use crate::harness::mesh::Mesh;
 use crate::harness::table::Table;
@@ -61,6 +60,7 @@ async fn weights() {
             &spread.iter().filter(|(body, _)| body.starts_with("200")).map(|(_, count)| count).sum::<usize>(),
         );
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -146,11 +146,11 @@ async fn resolution() {
         ("full-name.com", 200, "default", "-", "via_upstream"),
     ] {
         table.row(host);
-        let mark = gateway.log_mark();
         let response = Http1::connect(gateway.address(80)).await.get(host, "/").await;
         table.check("status", &status, &response.status);
         table.check("body", body, response.text().as_str());
-        check_log(&mut table, gateway.log_line_since(mark, |_| true).await, status, flags, details);
+        table.expect_log(response.client, status, flags, details);
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }

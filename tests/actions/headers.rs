@@ -1,7 +1,7 @@
 //! networking.md §3.15: header operations and format strings.
 
 use crate::harness::client::Http1;
-use crate::harness::exchange::{EDGE, check_log, check_received, expected, steady};
+use crate::harness::exchange::{EDGE, check_received, expected, steady};
 use crate::harness::mesh::Mesh;
 use crate::harness::table::Table;
 use crate::harness::upstream::Upstream;
@@ -132,6 +132,7 @@ async fn operations() {
     let response = Http1::connect(gateway.address(80)).await.get("date.com", "/").await;
     table.check("server", &["istio-envoy"][..], &response.all("server")[..]);
     table.check("date", &["never"][..], &response.all("date")[..]);
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -184,7 +185,6 @@ async fn response_operations_on_local_replies() {
         ("/none", 404, &[], "NR", "route_not_found"),
     ] {
         table.row(path);
-        let mark = gateway.log_mark();
         let response = Http1::connect(gateway.address(80)).await.get("hdr.com", path).await;
         table.check("status", &status, &response.status);
         let length = format!("content-length: {}", response.body.len());
@@ -195,7 +195,7 @@ async fn response_operations_on_local_replies() {
             lines.extend([&*length, "content-type: text/plain", "date: *", "server: istio-envoy"]);
         }
         table.check("headers", &expected(&lines), &steady(&response.headers));
-        check_log(&mut table, gateway.log_line_since(mark, |_| true).await, status, flags, details);
+        table.expect_log(response.client, status, flags, details);
     }
     table.row("refused upgrade");
     let request = "GET /upgrade HTTP/1.1\r\nhost: hdr.com\r\nconnection: upgrade\r\nupgrade: foo\r\n\r\n";
@@ -207,6 +207,7 @@ async fn response_operations_on_local_replies() {
     let response = Http1::connect(gateway.address(80)).await.get("hdr.com", "/%00").await;
     let lines = ["date: *", "server: istio-envoy", "connection: close", "content-length: 0"];
     table.check("headers", &expected(&lines), &steady(&response.headers));
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -285,7 +286,7 @@ async fn format_strings() {
             let shaped =
                 |groups: &[usize], separator: char| got.split(separator).map(str::len).eq(groups.iter().copied());
             let equal = match expected {
-                "~client" => got == client.local_address().to_string(),
+                "~client" => got == client.address().to_string(),
                 "~local" => got == local.to_string(),
                 "~port" => got == local.port().to_string(),
                 "~seconds" => got.parse::<u64>().is_ok_and(|seconds| seconds > 1_700_000_000),
@@ -302,5 +303,6 @@ async fn format_strings() {
             }
         }
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }

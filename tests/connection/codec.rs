@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderValue, Request};
 
 use crate::harness::client::{End, Failure, Http1, Http2};
-use crate::harness::exchange::{self, EDGE, Exchange, answered, check_log, check_received, forwarded, refused};
+use crate::harness::exchange::{self, EDGE, Exchange, answered, check_received, forwarded, refused};
 use crate::harness::gateway::Gateway;
 use crate::harness::mesh::Mesh;
 use crate::harness::raw_h2::{GOAWAY, RST_STREAM, RawH2};
@@ -46,7 +46,8 @@ fn measured() -> Vec<Exchange> {
         refused("header empty name", b"GET / HTTP/1.1\r\nhost: a.com\r\n: x\r\n\r\n", 400, "Bad Request", "DPE", "http1.codec_error"),
         refused("header space name", b"GET / HTTP/1.1\r\nhost: a.com\r\nx a: 1\r\n\r\n", 400, "Bad Request", "DPE", "http1.codec_error"),
         refused("header nul", b"GET / HTTP/1.1\r\nhost: a.com\r\nx: a\x00b\r\n\r\n", 400, "Bad Request", "DPE", "http1.invalid_characters"),
-        forwarded("header cr", b"GET / HTTP/1.1\r\nhost: a.com\r\nx: a\rb\r\n\r\n", "GET / HTTP/1.1", &["host: a.com", "x: ab", EDGE], ""),
+        // Envoy deletes a lone CR and goes on; RFC 9112 §2.2 makes it invalid, and strict framing refuses it.
+        refused("header cr", b"GET / HTTP/1.1\r\nhost: a.com\r\nx: a\rb\r\n\r\n", 400, "Bad Request", "DPE", "*"),
         forwarded("header highbit", b"GET / HTTP/1.1\r\nhost: a.com\r\nx: \xff\xfe\r\n\r\n", "GET / HTTP/1.1", &["host: a.com", "x: \u{ff}\u{fe}", EDGE], ""),
         refused("header ctl", b"GET / HTTP/1.1\r\nhost: a.com\r\nx: a\x01b\r\n\r\n", 400, "Bad Request", "DPE", "http1.invalid_characters"),
         forwarded("header tab", b"GET / HTTP/1.1\r\nhost: a.com\r\nx:\ta\tb\t\r\n\r\n", "GET / HTTP/1.1", &["host: a.com", "x: a\tb", EDGE], ""),
@@ -100,6 +101,7 @@ async fn raw_requests() {
         rows.push(forwarded(line, request.as_bytes(), line, headers, ""));
     }
     exchange::run(&mut table, &gateway, 80, &upstream, &rows).await;
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -116,6 +118,7 @@ async fn ambiguous_requests_never_pass() {
         table.check("connection", "close", response.header("connection"));
         table.check("requests at the upstream", &0, &upstream.take().len());
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -144,13 +147,12 @@ async fn header_limits() {
         ("a path of 62000 bytes", long_path(62000), too_large),
     ] {
         table.row(name);
-        let mark = gateway.log_mark();
         let response = Http1::connect(gateway.address(80)).await.exchange(request).await;
         table.check("status", &status, &response.status);
         if status == 431 {
             exchange::check_local_reply(&mut table, &response, 431, "Request Header Fields Too Large", true);
         }
-        check_log(&mut table, gateway.log_line_since(mark, |_| true).await, status, flags, details);
+        table.expect_log(response.client, status, flags, details);
     }
     let reset = Some(Failure::StreamReset(h2::Reason::INTERNAL_ERROR.into()));
     for (name, count, size, details) in [
@@ -162,7 +164,6 @@ async fn header_limits() {
         ("HTTP/2, a field of 71680 bytes", 0, 71680, Some("http2.header_list_size_too_large")),
     ] {
         table.row(name);
-        let mark = gateway.log_mark();
         let mut request = Request::get("http://a.com/");
         for number in 0..count {
             request = request.header(format!("x-{number}"), "v");
@@ -175,13 +176,13 @@ async fn header_limits() {
         match details {
             None => table.check("status", &200, &response.status),
             Some(details) => {
-                let line = gateway.log_line_since(mark, |_| true).await;
-                check_log(&mut table, line, 0, "DR", details);
+                table.expect_log(response.client, 0, "DR", details);
                 table.check("end of the stream", &reset, &response.failure)
             }
         };
         table.check("the connection goes on", &200, &client.get("a.com", "/").await.status);
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -215,13 +216,13 @@ async fn limits_of_the_response_head() {
     let gateway = mesh.start().await;
     for (name, _, status, flags) in rows {
         table.row(name);
-        let mark = gateway.log_mark();
         let response = Http1::connect(gateway.address(80)).await.get(&format!("{name}.com"), "/").await;
         table.check("status", &status, &response.status);
         let details =
             if status == 200 { "via_upstream" } else { "upstream_reset_before_response_started{protocol_error}" };
-        check_log(&mut table, gateway.log_line_since(mark, |_| true).await, status, flags, details);
+        table.expect_log(response.client, status, flags, details);
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -289,6 +290,7 @@ async fn responses_of_upstreams() {
         }
         table.check("connection", &End::Open, &client.ended(Duration::from_millis(20)).await);
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -327,12 +329,11 @@ async fn pipelined_requests_are_answered_in_order() {
 async fn incomplete_request_ends_with_its_client() {
     let upstream = Upstream::ok().await;
     let gateway = start(&upstream).await;
-    let mark = gateway.log_mark();
     let mut client = Http1::connect(gateway.address(80)).await;
     client.send("POST / HTTP/1.1\r\nhost: a.com\r\ncontent-length: 9\r\n\r\nhalf").await;
     client.half_close().await;
     assert_eq!(client.ended(Duration::from_secs(5)).await, End::Closed);
-    let line = gateway.log_line_since(mark, |_| true).await.expect("an access log line");
+    let line = gateway.log_line_of(client.address()).await.expect("an access log line");
     assert_eq!((line.code(), line.flags(), line.details()), ("0", "DC", "downstream_remote_disconnect"));
 }
 
@@ -405,6 +406,7 @@ async fn trailers() {
     let response = Http1::connect(gateway.address(80)).await.get("h2.com", "/").await;
     table.check("body", "ok", response.text().as_str());
     table.check("response trailers", &Vec::<(String, String)>::new(), &response.trailers);
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -436,6 +438,7 @@ async fn http2_to_http1() {
         table.check("an answer", &true, &client.next(Duration::from_secs(5)).await.is_ok());
         check_received(&mut table, upstream.take(), "GET / HTTP/1.1", &headers, "");
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -455,37 +458,27 @@ async fn http2_violations_end_the_connection() {
     };
     let field = "http2.invalid.header.field";
     for (name, fields, details) in [
-        ("upper-case name", with("X-Upper", b"1"), Some(field)),
-        ("connection", with("connection", b"keep-alive"), Some(field)),
-        ("te: gzip", with("te", b"gzip"), Some(field)),
-        ("transfer-encoding", with("transfer-encoding", b"chunked"), Some(field)),
-        ("NUL", with("x", b"a\0b"), Some(field)),
-        ("extended CONNECT, which is off", with(":protocol", b"websocket"), Some(field)),
-        ("unknown pseudo header", with(":x", b"1"), None),
-        ("no :path", without(":path"), None),
-        ("no :method", without(":method"), None),
-        ("no :scheme", without(":scheme"), None),
-        ("neither :authority nor host", without(":authority"), None),
-        ("empty :authority", authority(b""), None),
-        ("illegal :authority", authority(b"a b"), None),
+        ("upper-case name", with("X-Upper", b"1"), field),
+        ("connection", with("connection", b"keep-alive"), field),
+        ("te: gzip", with("te", b"gzip"), field),
+        ("transfer-encoding", with("transfer-encoding", b"chunked"), field),
+        ("NUL", with("x", b"a\0b"), field),
+        ("extended CONNECT, which is off", with(":protocol", b"websocket"), field),
+        ("unknown pseudo header", with(":x", b"1"), "*"),
+        ("no :path", without(":path"), "*"),
+        ("no :method", without(":method"), "*"),
+        ("no :scheme", without(":scheme"), "*"),
+        ("neither :authority nor host", without(":authority"), "http2.violation.of.messaging.rule"),
+        ("empty :authority", authority(b""), field),
+        ("illegal :authority", authority(b"a b"), field),
     ] {
         table.row(name);
-        let mark = gateway.log_mark();
         let mut client = RawH2::connect(gateway.address(80)).await;
         client.headers(1, &fields, true).await;
         let (frames, end) = client.rest(Duration::from_secs(5)).await;
         table.check("ended", &true, &matches!(end, End::Closed | End::Reset));
         table.check("GOAWAY", &0, &frames.iter().filter(|frame| frame.kind == GOAWAY).count());
-        match gateway.log_line_since(mark, |_| true).await {
-            None => table.fail("no access log line"),
-            Some(line) => {
-                table.check("logged code", "0", line.code());
-                table.check("logged flags", "DPE", line.flags());
-                if let Some(details) = details {
-                    table.check("logged details", details, line.details());
-                }
-            }
-        }
+        table.expect_log(Some(client.address()), 0, "DPE", details);
         table.check("requests at the upstream", &0, &upstream.take().len());
     }
 
@@ -502,6 +495,7 @@ async fn http2_violations_end_the_connection() {
         }
         Err(end) => table.fail(format!("the connection ended: {end:?}")),
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 

@@ -50,6 +50,7 @@ async fn request_headers() {
         refused("authority form", b"GET a.com:80 HTTP/1.1\r\nhost: a.com\r\n\r\n", 400, "Bad Request", "DPE", "http1.codec_error"),
     ];
     exchange::run(&mut table, &gateway, 80, &upstream, &rows).await;
+    table.check_logs(&gateway).await;
     table.finish();
 }
 

@@ -154,19 +154,29 @@ fn bytes(text: &str) -> Vec<u8> {
     text.chars().map(|char| u8::try_from(char).unwrap()).collect()
 }
 
-/// What becomes of `GET target`.
-async fn outcome(gateway: &Gateway, upstream: &Upstream, target: &str) -> String {
+/// Checks what becomes of `GET target`: a request to the upstream, or an answer in the words of [`MODES`].
+async fn check(table: &mut Table, gateway: &Gateway, upstream: &Upstream, target: &str, expected: &str) {
     upstream.take();
-    let mark = gateway.log_mark();
     let request = [b"GET ", &*bytes(target), b" HTTP/1.1\r\nhost: a.com\r\n\r\n"].concat();
     let response = Http1::connect(gateway.address(80)).await.exchange(request).await;
-    if response.status == 200 {
-        return upstream.take().first().map_or("200 without the upstream".to_owned(), |seen| seen.target.clone());
-    }
-    let line = gateway.log_line_since(mark, |_| true).await;
-    let (flags, details) = line.map(|line| (line.flags().to_owned(), line.details().to_owned())).unwrap_or_default();
-    let location = response.header("location");
-    format!("{} {flags} {details} {location}", response.status).trim_end().to_owned()
+    let received = upstream.take();
+    let received = received.first().map(|seen| seen.target.as_str());
+    let Some((status, rest)) = refusal(expected) else {
+        table.check("the upstream's target", &Some(expected), &received);
+        return;
+    };
+    table.check("the upstream's target", &None, &received);
+    table.check("status", status, response.status.to_string().as_str());
+    let mut rest = rest.split(' ');
+    let (flags, details) = (rest.next().unwrap_or_default(), rest.next().unwrap_or_default());
+    table.expect_log(response.client, response.status, flags, details);
+    table.check("location", rest.next().unwrap_or_default(), response.header("location"));
+}
+
+/// Status and the rest, if the row tells of an answer by the gateway.
+fn refusal(expected: &str) -> Option<(&str, &str)> {
+    let (status, rest) = expected.split_once(' ')?;
+    (status.len() == 3 || status == "closed").then_some((status, rest))
 }
 
 async fn check_mode(
@@ -178,8 +188,9 @@ async fn check_mode(
     let mut table = Table::new("networking.md §4.2, one mode");
     for row in MODES {
         table.row(format!("{mode} {:?}", row.0));
-        table.check("outcome", expected(row), outcome(&gateway, &upstream, row.0).await.as_str());
+        check(&mut table, &gateway, &upstream, row.0, expected(row)).await;
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -215,12 +226,16 @@ async fn escaped_slashes_by_connection_settings() {
     let redirect = start(&settings("UNESCAPE_AND_REDIRECT", true), &upstream).await;
     let reject = start(&settings("REJECT", false), &upstream).await;
     let mut table = Table::new("networking.md §4.2, escaped slashes");
-    for (target, redirected, rejected) in ESCAPED_SLASHES {
+    for (target, redirected, _) in ESCAPED_SLASHES {
         table.row(format!("redirect {target:?}"));
-        table.check("outcome", *redirected, outcome(&redirect, &upstream, target).await.as_str());
-        table.row(format!("reject {target:?}"));
-        table.check("outcome", *rejected, outcome(&reject, &upstream, target).await.as_str());
+        check(&mut table, &redirect, &upstream, target, redirected).await;
     }
+    table.check_logs(&redirect).await;
+    for (target, _, rejected) in ESCAPED_SLASHES {
+        table.row(format!("reject {target:?}"));
+        check(&mut table, &reject, &upstream, target, rejected).await;
+    }
+    table.check_logs(&reject).await;
     table.finish();
 }
 
@@ -232,23 +247,23 @@ async fn over_http2() {
     for (path, expected) in HTTP2 {
         table.row(format!("{path:?}"));
         upstream.take();
-        let mark = gateway.log_mark();
         let mut client = RawH2::connect(gateway.address(80)).await;
         let path = bytes(path);
         let fields: [(&str, &[u8]); 4] =
             [(":method", b"GET"), (":scheme", b"http"), (":authority", b"a.com"), (":path", &path)];
         client.headers(1, &fields, true).await;
         let closed = matches!(client.next(Duration::from_secs(5)).await, Err(End::Closed | End::Reset));
-        let line = gateway.log_line_since(mark, |_| true).await;
-        let got = match (line, upstream.take().first()) {
-            (_, Some(seen)) => seen.target.clone(),
-            (Some(line), None) => {
-                let code = if closed { "closed" } else { line.code() };
-                format!("{code} {} {}", line.flags(), line.details())
-            }
-            (None, None) => format!("no access log line, closed: {closed}"),
+        let received = upstream.take();
+        let received = received.first().map(|seen| seen.target.as_str());
+        let Some((status, rest)) = refusal(expected) else {
+            table.check("the upstream's target", &Some(*expected), &received);
+            continue;
         };
-        table.check("outcome", *expected, got.as_str());
+        table.check("the upstream's target", &None, &received);
+        table.check("closed", &(status == "closed"), &closed);
+        let (flags, details) = rest.split_once(' ').unwrap();
+        table.expect_log(Some(client.address()), status.parse().unwrap_or(0), flags, details);
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }

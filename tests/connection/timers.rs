@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use http::Request;
 
 use crate::harness::client::{End, Failure, Http1, Http2};
-use crate::harness::exchange::{self, EDGE, check_local_reply, check_log, forwarded, refused};
+use crate::harness::exchange::{self, EDGE, check_local_reply, forwarded, refused};
 use crate::harness::gateway::Gateway;
 use crate::harness::mesh::Mesh;
 use crate::harness::raw_h2::{GOAWAY, RawH2};
@@ -61,14 +61,13 @@ struct Expired {
 async fn check(table: &mut Table, gateway: &Gateway, rows: &[Expired]) {
     for Expired { name, request, status, body, flags, details, close } in rows {
         table.row(*name);
-        let mark = gateway.log_mark();
         let begin = Instant::now();
         let response = Http1::connect(gateway.address(80)).await.exchange(request).await;
         let took = begin.elapsed();
         table.check("failure", &None, &response.failure);
         check_local_reply(table, &response, *status, body, *close);
         table.check(&format!("in time, took {took:?}"), &true, &(took >= DEADLINE && took < DEADLINE + LATE));
-        check_log(table, gateway.log_line_since(mark, |_| true).await, *status, flags, details);
+        table.expect_log(response.client, *status, flags, details);
     }
 }
 
@@ -94,6 +93,7 @@ async fn request_headers_timeout() {
     table.row("a connection without a byte stays");
     let mut idle = Http1::connect(gateway.address(80)).await;
     table.check("connection", &End::Open, &idle.ended(DEADLINE * 2).await);
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -121,6 +121,7 @@ async fn request_timeout() {
     let mut client = Http1::connect(gateway.address(80)).await;
     client.send(COMPLETE).await;
     table.check("connection", &End::Open, &client.ended(DEADLINE * 2).await);
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -139,6 +140,7 @@ async fn stream_idle_timeout() {
     check(&mut table, &gateway, &rows).await;
     over_http2(&mut table, &gateway, body, "14", flags, details).await;
     mid_response(&mut table, &gateway, flags, details).await;
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -153,6 +155,7 @@ async fn max_stream_duration() {
     check(&mut table, &gateway, &rows).await;
     over_http2(&mut table, &gateway, body, "4", flags, details).await;
     mid_response(&mut table, &gateway, flags, details).await;
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -160,7 +163,6 @@ async fn max_stream_duration() {
 async fn over_http2(table: &mut Table, gateway: &Gateway, body: &str, grpc: &str, flags: &str, details: &str) {
     for (kind, status) in [("HTTP/2", 504), ("gRPC", 200)] {
         table.row(format!("{kind}, waiting for the upstream"));
-        let mark = gateway.log_mark();
         let request = match kind {
             "gRPC" => Request::post("http://hangs.com/").header("content-type", "application/grpc").body(()).unwrap(),
             _ => Request::get("http://hangs.com/").body(()).unwrap(),
@@ -173,7 +175,7 @@ async fn over_http2(table: &mut Table, gateway: &Gateway, body: &str, grpc: &str
         } else {
             table.check("body", body, response.text().as_str());
         }
-        check_log(table, gateway.log_line_since(mark, |_| true).await, status, flags, details);
+        table.expect_log(response.client, status, flags, details);
     }
 }
 
@@ -181,7 +183,6 @@ async fn over_http2(table: &mut Table, gateway: &Gateway, body: &str, grpc: &str
 async fn mid_response(table: &mut Table, gateway: &Gateway, flags: &str, details: &str) {
     for kind in ["HTTP/1.1", "HTTP/2"] {
         table.row(format!("{kind}, inside the response"));
-        let mark = gateway.log_mark();
         let (response, failure) = if kind == "HTTP/2" {
             let internal_error = Failure::StreamReset(h2::Reason::INTERNAL_ERROR.into());
             (Http2::connect(gateway.address(80)).await.get("stalls.com", "/").await, internal_error)
@@ -191,7 +192,7 @@ async fn mid_response(table: &mut Table, gateway: &Gateway, flags: &str, details
         table.check("status", &200, &response.status);
         table.check("body", "ab", response.text().as_str());
         table.check("end", &Some(failure), &response.failure);
-        check_log(table, gateway.log_line_since(mark, |_| true).await, 200, flags, details);
+        table.expect_log(response.client, 200, flags, details);
     }
 }
 
@@ -240,6 +241,7 @@ async fn connection_idle_timeout() {
     let (frames, end) = client.rest(Duration::from_secs(5)).await;
     check_goaways(&mut table, &frames, 1);
     table.check("connection", &End::Closed, &end);
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -268,6 +270,7 @@ async fn max_connection_duration() {
     let (frames, end) = client.rest(Duration::from_secs(5)).await;
     check_goaways(&mut table, &frames, 0);
     table.check("connection", &End::Closed, &end);
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -289,11 +292,12 @@ async fn headers_with_underscores() {
     let rows = [refused("REJECT", request, 400, "Bad Request", "DPE", "http1.unexpected_underscore")];
     exchange::run(&mut table, &gateway, 80, &upstreams.ok, &rows).await;
     table.row("REJECT over HTTP/2");
-    let mark = gateway.log_mark();
     let request_h2 = Request::get("http://a.com/").header("x_under", "1").body(()).unwrap();
     let response = Http2::connect(gateway.address(80)).await.exchange(request_h2, &[]).await;
     table.check("end", &Some(Failure::StreamReset(h2::Reason::INTERNAL_ERROR.into())), &response.failure);
-    check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 0, "DR", "http2.unexpected_underscore");
+    table.expect_log(response.client, 0, "DR", "http2.unexpected_underscore");
+
+    table.check_logs(&gateway).await;
 
     let gateway = start("httpHeadersWithUnderscoresAction: DROP_HEADER", &upstreams).await;
     let rows = [forwarded("DROP_HEADER", request, "GET / HTTP/1.1", &["host: a.com", "x-ok: 1", EDGE], "")];
@@ -302,5 +306,6 @@ async fn headers_with_underscores() {
     let gateway = start("httpHeadersWithUnderscoresAction: ALLOW", &upstreams).await;
     let rows = [forwarded("ALLOW", request, "GET / HTTP/1.1", &["host: a.com", "x_under: 1", "x-ok: 1", EDGE], "")];
     exchange::run(&mut table, &gateway, 80, &upstreams.ok, &rows).await;
+    table.check_logs(&gateway).await;
     table.finish();
 }

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub struct Response {
     pub complete: bool,
     /// What stood in the way of a complete answer.
     pub failure: Option<Failure>,
+    /// The client's address, which names the connection in the access log.
+    pub client: Option<SocketAddr>,
 }
 
 /// Why an answer isn't complete.
@@ -93,14 +96,11 @@ impl Response {
     pub fn names(&self) -> Vec<&str> {
         self.headers.iter().map(|(name, _)| name.as_str()).collect()
     }
-
-    fn failed(failure: Failure) -> Self {
-        Self { failure: Some(failure), ..Self::default() }
-    }
 }
 
 /// A raw HTTP/1.1 connection.
 pub struct Http1 {
+    address: SocketAddr,
     stream: TcpStream,
     received: Vec<u8>,
 }
@@ -111,7 +111,8 @@ impl Http1 {
     }
 
     pub async fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { stream: connect_from(source, address).await?, received: Vec::new() })
+        let stream = connect_from(source, address).await?;
+        Ok(Self { address: stream.local_addr()?, stream, received: Vec::new() })
     }
 
     /// Sends bytes as they are. A peer that has gone shows in the answer, not here.
@@ -129,8 +130,9 @@ impl Http1 {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
-    pub fn local_address(&self) -> SocketAddr {
-        self.stream.local_addr().unwrap()
+    /// The client's address; no other connection of this process has it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// `GET target` and its answer.
@@ -153,7 +155,7 @@ impl Http1 {
 
     /// Reads one answer; `bodiless` for that to HEAD.
     pub async fn read_response(&mut self, bodiless: bool) -> Response {
-        let mut response = Response::default();
+        let mut response = Response { client: Some(self.address()), ..Response::default() };
         response.failure = match timeout(PATIENCE, self.read_into(&mut response, bodiless)).await {
             Ok(Ok(())) => None,
             Ok(Err(failure)) => Some(failure),
@@ -165,7 +167,7 @@ impl Http1 {
 
     /// Reads the head of an answer and leaves its body.
     pub async fn head(&mut self) -> Response {
-        let mut response = Response::default();
+        let mut response = Response { client: Some(self.address()), ..Response::default() };
         response.failure = match timeout(PATIENCE, self.read_head(&mut response)).await {
             Ok(Ok(())) => None,
             Ok(Err(failure)) => Some(failure),
@@ -297,6 +299,7 @@ impl Http1 {
 
 /// An HTTP/2 connection with prior knowledge.
 pub struct Http2 {
+    address: SocketAddr,
     sender: h2::client::SendRequest<Bytes>,
     driver: JoinHandle<Result<(), h2::Error>>,
 }
@@ -305,8 +308,9 @@ impl Http2 {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream =
             connect_from(CLIENT, address).await.unwrap_or_else(|error| panic!("connect to {address}: {error}"));
+        let client = stream.local_addr().unwrap();
         let (sender, connection) = h2::client::handshake(stream).await.expect("an HTTP/2 connection");
-        Self { sender, driver: tokio::spawn(connection) }
+        Self { address: client, sender, driver: tokio::spawn(connection) }
     }
 
     pub async fn get(&mut self, host: &str, target: &str) -> Response {
@@ -321,10 +325,15 @@ impl Http2 {
                     // An answer before the body is read resets this; it is the answer that counts.
                     let _ = sender.send_data(Bytes::copy_from_slice(body), true);
                 }
-                read_h2(response).await
+                Response { client: Some(self.address), ..read_h2(response).await }
             }
-            Err(failure) => Response::failed(failure),
+            Err(failure) => Response { client: Some(self.address), failure: Some(failure), ..Response::default() },
         }
+    }
+
+    /// The client's address; no other connection of this process has it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Opens a stream; the caller sends the body.
@@ -416,11 +425,23 @@ pub fn fields(headers: &HeaderMap) -> Fields {
     headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
 }
 
-/// A TCP connection from `source`.
+/// A TCP connection from `source`, from a port that no other connection of this process has: the access log names
+/// connections by it.
 pub async fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::new(source, 0))?;
-    let stream = timeout(PATIENCE, socket.connect(address)).await??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    // Below the ports that the system chooses from; processes that run at once mostly begin at different ones.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(997));
+        let port = 10_000 + u16::try_from(next % 20_000).unwrap_or_default();
+        let socket = TcpSocket::new_v4()?;
+        if let Err(error) = socket.bind(SocketAddr::new(source, port)) {
+            if error.kind() == io::ErrorKind::AddrInUse {
+                continue;
+            }
+            return Err(error);
+        }
+        let stream = timeout(PATIENCE, socket.connect(address)).await??;
+        stream.set_nodelay(true)?;
+        return Ok(stream);
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::client::{End, Fields, Http1, Response};
-use super::gateway::{Gateway, LogLine};
+use super::gateway::Gateway;
 use super::table::Table;
 use super::upstream::{Received, Upstream};
 
@@ -67,12 +67,11 @@ pub fn answered(
     }
 }
 
-/// Runs the rows one after the other. `upstream` is where forwarded requests arrive.
+/// Runs the rows one after the other. `upstream` is where forwarded requests arrive. The caller looks for the access log.
 pub async fn run(table: &mut Table, gateway: &Gateway, port: u16, upstream: &Upstream, exchanges: &[Exchange]) {
     for Exchange { name, request, outcome } in exchanges {
         table.row(*name);
         upstream.take();
-        let mark = gateway.log_mark();
         let mut client = Http1::connect(gateway.address(port)).await;
         let response = client.exchange(request).await;
         table.check("failure", &None, &response.failure);
@@ -88,8 +87,7 @@ pub async fn run(table: &mut Table, gateway: &Gateway, port: u16, upstream: &Ups
                     &0,
                     &upstream.take().iter().filter(|seen| seen.complete).count(),
                 );
-                let logged = gateway.log_line_since(mark, |_| true).await;
-                check_log(table, logged, *status, flags, details);
+                table.expect_log(response.client, *status, flags, details);
                 // Ours is closed first, so that the gateway's delayed close doesn't delay the test.
                 if *close {
                     client.half_close().await;
@@ -158,18 +156,6 @@ pub fn check_local_reply(table: &mut Table, response: &Response, status: u16, bo
     table.check("status", &status, &response.status);
     table.check("header lines", &expected(&headers), &steady(&response.headers));
     table.check("body", body, response.text().as_str());
-}
-
-/// Compares an access log line.
-pub fn check_log(table: &mut Table, line: Option<LogLine>, code: u16, flags: &str, details: &str) {
-    match line {
-        None => table.fail("no access log line"),
-        Some(line) => {
-            table.check("logged code", code.to_string().as_str(), line.code());
-            table.check("logged flags", flags, line.flags());
-            table.check("logged details", details, line.details());
-        }
-    }
 }
 
 fn is_uuid4(text: &str) -> bool {

@@ -224,12 +224,13 @@ impl Gateway {
         String::from_utf8(answer.body).unwrap()
     }
 
-    /// Number of access log lines so far; the start for [`Gateway::log_line_since`].
+    /// Number of lines on stdout so far; the start for [`Gateway::log_line_since`].
     pub fn log_mark(&self) -> usize {
         self.output.len()
     }
 
-    /// The first access log line after `mark` that `wanted` picks, or `None` if it doesn't come.
+    /// The first access log line after `mark` that `wanted` picks, or `None` if it doesn't come. A line is written some
+    /// time after its request: `mark` keeps out none that is still on its way.
     pub async fn log_line_since(
         &self,
         mark: usize,
@@ -238,6 +239,12 @@ impl Gateway {
         let output = self.output.clone();
         let search = move || output.find(mark, PATIENCE / 2, |line| LogLine::parse(line).filter(|line| wanted(line)));
         tokio::task::spawn_blocking(search).await.unwrap()
+    }
+
+    /// The access log line of the first request on the connection from `client`.
+    pub async fn log_line_of(&self, client: SocketAddr) -> Option<LogLine> {
+        let client = client.to_string();
+        self.log_line_since(0, move |line| line.remote() == client).await
     }
 
     /// The first line on stdout after `mark` that `wanted` picks, whatever its format.
@@ -368,7 +375,7 @@ impl LogLine {
             fields.push(field.to_owned());
             rest = after;
         }
-        (fields.len() >= 18).then(|| Self { text: text.to_owned(), fields })
+        (fields.len() >= 20).then(|| Self { text: text.to_owned(), fields })
     }
 
     /// All fields in order, from the start time on, without brackets and quotes.
@@ -416,6 +423,11 @@ impl LogLine {
 
     pub fn cluster(&self) -> &str {
         &self.fields[16]
+    }
+
+    /// `DOWNSTREAM_REMOTE_ADDRESS`.
+    pub fn remote(&self) -> &str {
+        &self.fields[19]
     }
 }
 

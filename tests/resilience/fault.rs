@@ -6,7 +6,6 @@ use http::Request;
 
 use super::to;
 use crate::harness::client::{Http1, Http2};
-use crate::harness::exchange::check_log;
 use crate::harness::mesh::Mesh;
 use crate::harness::table::Table;
 use crate::harness::upstream::Upstream;
@@ -58,14 +57,13 @@ async fn faults() {
         ("percent.com", 200, "ok", "DI", "via_upstream", 300, 2000),
     ] {
         table.row(host);
-        let mark = gateway.log_mark();
         let begin = Instant::now();
         let response = Http1::connect(gateway.address(80)).await.get(host, "/").await;
         let took = begin.elapsed();
         table.check("answer", &(status, body.to_owned()), &(response.status, response.text()));
         let expected = Duration::from_millis(low)..Duration::from_millis(high);
         table.check(&format!("time, {took:?} in {expected:?}"), &true, &expected.contains(&took));
-        check_log(&mut table, gateway.log_line_since(mark, |_| true).await, status, flags, details);
+        table.expect_log(response.client, status, flags, details);
     }
 
     table.row("grpcStatus for a gRPC request");
@@ -86,6 +84,7 @@ async fn faults() {
         &Some("503"),
         &upstream.take().first().and_then(|seen| seen.header("x-envoy-fault-abort-request")),
     );
+    table.check_logs(&gateway).await;
     table.finish();
 }
 

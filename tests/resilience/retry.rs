@@ -8,7 +8,6 @@ use http::Request;
 
 use super::to;
 use crate::harness::client::{Http1, Http2, Response};
-use crate::harness::gateway::Gateway;
 use crate::harness::mesh::Mesh;
 use crate::harness::raw_h2::{GOAWAY, HEADERS};
 use crate::harness::table::Table;
@@ -160,24 +159,26 @@ async fn tokens() {
     }
     let gateway = mesh.start().await;
     let mut table = Table::new("networking.md §3.11, tokens by situations");
+    let mut clients = Vec::new();
     for case in &failing {
-        let outcomes = TOKENS.iter().map(|token| {
+        let requests = TOKENS.iter().map(|token| {
             let gateway = &gateway;
             async move {
-                let agent = format!("{} {token}", case.name);
-                let target = format!("http://{}.com/{token}", case.name);
-                let mut request = Request::post(target).header("user-agent", &agent);
+                let mut request = Request::post(format!("http://{}.com/{token}", case.name));
                 if case.grpc {
                     request = request.header("content-type", "application/grpc").header("te", "trailers");
                 }
-                Http2::connect(gateway.address(80)).await.exchange(request.body(()).unwrap(), &[]).await;
-                let line = gateway.log_line_since(0, move |line| line.user_agent() == agent).await;
-                (*token, line.map(|line| line.flags().contains("URX")))
+                Http2::connect(gateway.address(80)).await.exchange(request.body(()).unwrap(), &[]).await.client.unwrap()
             }
         });
-        for (token, retried) in futures::future::join_all(outcomes).await {
+        clients.push(futures::future::join_all(requests).await);
+    }
+    for (case, clients) in failing.iter().zip(clients) {
+        for (token, client) in TOKENS.iter().zip(clients) {
             table.row(format!("{} with {token}", case.name));
-            table.check("retried", &Some(case.retried_by.contains(&token)), &retried);
+            // Everything fails for good, so what was retried has used its retries up.
+            let retried = gateway.log_line_of(client).await.map(|line| line.flags().contains("URX"));
+            table.check("retried", &Some(case.retried_by.contains(token)), &retried);
         }
     }
     table.finish();
@@ -199,10 +200,6 @@ async fn sequence(codes: &'static [u16]) -> Upstream {
 /// Attempt numbers that the upstream was told.
 fn attempts(received: &[Received]) -> Vec<String> {
     received.iter().map(|seen| seen.header("x-envoy-attempt-count").unwrap_or_default().to_owned()).collect()
-}
-
-async fn flags_of(gateway: &Gateway, mark: usize) -> String {
-    gateway.log_line_since(mark, |_| true).await.map(|line| line.flags().to_owned()).unwrap_or_default()
 }
 
 #[tokio::test]
@@ -244,12 +241,12 @@ async fn policies() {
         ("attempts 0 against the mesh's default", &with_default, "off.com", 1, "-"),
     ] {
         table.row(name);
-        let mark = gateway.log_mark();
         let response = Http1::connect(gateway.address(80)).await.get(host, "/").await;
         table.check("status", &503, &response.status);
         let expected: Vec<_> = (1..=tries).map(|number| number.to_string()).collect();
         table.check("x-envoy-attempt-count", &expected, &attempts(&fails.take()));
-        table.check("flags", flags, flags_of(gateway, mark).await.as_str());
+        table.expect_log(response.client, 503, flags, "via_upstream");
+        table.check_logs(gateway).await;
     }
     for (name, host, request, upstream, tries) in [
         ("status codes", "recovers.com", "GET /1 HTTP/1.1\r\nhost: recovers.com\r\n\r\n", &recovers, 3),
@@ -263,23 +260,23 @@ async fn policies() {
         ),
     ] {
         table.row(format!("{name}, {host}"));
-        let mark = gateway.log_mark();
         let response = Http1::connect(gateway.address(80)).await.exchange(request).await;
         table.check("answer", &(200, "ok".to_owned()), &(response.status, response.text()));
         let received = upstream.take();
         table.check("tries", &tries, &received.len());
         let body: &[u8] = if request.ends_with("body") { b"body" } else { b"" };
         table.check("bodies", &true, &received.iter().all(|seen| seen.body == body));
-        table.check("flags", "-", flags_of(&gateway, mark).await.as_str());
+        table.expect_log(response.client, 200, "-", "via_upstream");
     }
     for host in ["accepts.com", "accepts-rbr.com"] {
         table.row(format!("accepted and closed at once isn't retried, {host}"));
-        let (mark, connections) = (gateway.log_mark(), accepts.connections());
+        let connections = accepts.connections();
         let response = Http1::connect(gateway.address(80)).await.get(host, "/").await;
         table.check("status", &503, &response.status);
         table.check("connections", &1, &(accepts.connections() - connections));
-        table.check("flags", "UC", flags_of(&gateway, mark).await.as_str());
+        table.expect_log(response.client, 503, "UC", "upstream_reset_before_response_started{connection_termination}");
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -324,7 +321,6 @@ async fn default_policy_and_grpc() {
         [("headers.com", &in_headers, 3, "URX"), ("trailers.com", &in_trailers, 1, "-")]
     {
         table.row(host);
-        let mark = gateway.log_mark();
         let request =
             Request::post(format!("http://{host}/")).header("content-type", "application/grpc").body(()).unwrap();
         let response: Response = Http2::connect(gateway.address(80)).await.exchange(request, b"\0\0\0\0\0").await;
@@ -337,8 +333,9 @@ async fn default_policy_and_grpc() {
         );
         let expected: Vec<_> = (1..=tries).map(|number: usize| number.to_string()).collect();
         table.check("x-envoy-attempt-count", &expected, &attempts(&upstream.take()));
-        table.check("flags", flags, flags_of(&gateway, mark).await.as_str());
+        table.expect_log(response.client, 200, flags, "via_upstream");
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }
 

@@ -6,7 +6,6 @@ use http::Request;
 
 use super::to;
 use crate::harness::client::{Http1, Http2};
-use crate::harness::exchange::check_log;
 use crate::harness::mesh::Mesh;
 use crate::harness::table::Table;
 use crate::harness::upstream::{H2Step, Step, Upstream, ok, status};
@@ -51,7 +50,6 @@ async fn bounds() {
         [("retries.com", &fails, 3..20), ("per-try.com", &hangs, 3..4), ("per-try-longer.com", &hangs, 1..2)]
     {
         table.row(host);
-        let mark = gateway.log_mark();
         let begin = Instant::now();
         let response = Http1::connect(gateway.address(80)).await.get(host, "/").await;
         let took = begin.elapsed();
@@ -61,10 +59,11 @@ async fn bounds() {
         table.check("body", "upstream request timeout", response.text().as_str());
         let seen = upstream.take().len();
         table.check(&format!("tries, {seen} in {tries:?}"), &true, &tries.contains(&seen));
-        check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 504, "UT", "response_timeout");
+        table.expect_log(response.client, 504, "UT", "response_timeout");
     }
     table.row("unset: none");
     table.check("status", &200, &Http1::connect(gateway.address(80)).await.get("unset.com", "/").await.status);
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -110,6 +109,7 @@ async fn announced_to_the_upstream() {
     let received = upstream.take();
     let value = received.first().and_then(|seen| seen.header("x-envoy-expected-rq-timeout-ms"));
     table.check("value", &None, &value);
+    table.check_logs(&gateway).await;
     table.finish();
 }
 
@@ -139,7 +139,6 @@ async fn grpc_timeout() {
     ] {
         table.row(format!("{host}, grpc-timeout {said:?}"));
         slow.take();
-        let mark = gateway.log_mark();
         let mut request = Request::post(format!("http://{host}/x"))
             .header("content-type", "application/grpc")
             .header("te", "trailers");
@@ -155,11 +154,12 @@ async fn grpc_timeout() {
             response.header("grpc-message"),
         );
         let (flags, details) = if expires { ("UT", "response_timeout") } else { ("-", "via_upstream") };
-        check_log(&mut table, gateway.log_line_since(mark, |_| true).await, 200, flags, details);
+        table.expect_log(response.client, 200, flags, details);
         let received = slow.take();
         let header = |name| received.first().and_then(|seen| seen.header(name));
         table.check("grpc-timeout upstream", &grpc_timeout, &header("grpc-timeout"));
         table.check("expected timeout upstream", &expected, &header("x-envoy-expected-rq-timeout-ms"));
     }
+    table.check_logs(&gateway).await;
     table.finish();
 }

@@ -33,7 +33,6 @@ use crate::snapshot::Snapshot;
 
 use mesh::MeshSettings;
 use report::Report;
-use world::World;
 
 pub use options::{AccessLogChoice, Features, Options};
 
@@ -59,6 +58,7 @@ pub struct Compiled {
 #[derive(Debug, Default)]
 pub struct Memo {
     options: Option<Options>,
+    world: world::Memo,
     services: services::Memo,
     destination_rules: destination_rules::Memo,
     virtual_services: virtual_services::Memo,
@@ -75,14 +75,14 @@ pub fn compile(input: Input<'_>, options: &Options, memo: &mut Memo) -> Compiled
         *memo = Memo { options: Some(options.clone()), ..Memo::default() };
     }
     let mut report = Report::default();
-    let world = World::new(input.resources);
+    let world = memo.world.sorted(input.resources);
     let mesh = mesh::compile(&world, options, &mut report);
     let registry = services::gather(&world, options, &mesh, &mut memo.services);
     let rules = destination_rules::gather(&world, options, &mesh, &mut memo.destination_rules);
     let servers = listeners::select(&world, options, &mut report);
     let virtual_services = virtual_services::Context { world: &world, options, mesh: &mesh, registry: &registry };
     let routes = virtual_services::compile(&virtual_services, &servers, &mut memo.virtual_services, &mut report);
-    let listeners = listeners::compile(&world, options, &mesh, &servers, &routes, &mut memo.listeners);
+    let listeners = listeners::compile(&registry, options, &mesh, &servers, &routes, &mut memo.listeners);
     let destinations =
         clusters::Context { namespace: &options.namespace, mesh: &mesh, registry: &registry, rules: &rules };
     let clusters = clusters::compile(&destinations, &routes, &mut memo.clusters, &mut report);
@@ -98,6 +98,13 @@ pub fn compile(input: Input<'_>, options: &Options, memo: &mut Memo) -> Compiled
     });
     diagnostics.dedup();
     Compiled { snapshot: Snapshot { listeners, clusters, mesh: Arc::clone(&memo.mesh), refusals }, diagnostics }
+}
+
+/// How many items at the beginning, and how many of the rest at the end, two lists have in common.
+fn common_ends<A, B>(a: &[A], b: &[B], is_same: impl Fn(&A, &B) -> bool) -> (usize, usize) {
+    let first = a.iter().zip(b).take_while(|(a, b)| is_same(a, b)).count();
+    let last = a[first..].iter().rev().zip(b[first..].iter().rev()).take_while(|(a, b)| is_same(a, b)).count();
+    (first, last)
 }
 
 /// Whether both lists hold the same resources, by identity.

@@ -147,8 +147,7 @@ fn is_same(a: &Snapshot, b: &Snapshot) -> bool {
     let Snapshot { listeners, clusters, mesh, refusals } = a;
     listeners.len() == b.listeners.len()
         && listeners.iter().zip(&b.listeners).all(|(a, b)| Arc::ptr_eq(a, b))
-        && clusters.len() == b.clusters.len()
-        && clusters.iter().all(|(name, cluster)| b.clusters.get(name).is_some_and(|other| Arc::ptr_eq(cluster, other)))
+        && Arc::ptr_eq(clusters, &b.clusters)
         && Arc::ptr_eq(mesh, &b.mesh)
         && *refusals == b.refusals
 }

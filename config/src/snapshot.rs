@@ -30,7 +30,8 @@ pub struct Snapshot {
     /// Listeners in the order of their key: bind address, then port.
     pub listeners: Vec<Arc<Listener>>,
     /// Clusters by name. A route that names a cluster which is absent here answers 503 with flag `NC`.
-    pub clusters: AHashMap<ClusterName, Arc<Cluster>>,
+    /// The same `Arc` as long as none of them changes.
+    pub clusters: Arc<AHashMap<ClusterName, Arc<Cluster>>>,
     /// Settings of the whole gateway.
     pub mesh: Arc<Mesh>,
     /// Policies that can't be honoured. While there is one, every request of this gateway answers 503: security fails

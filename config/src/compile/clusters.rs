@@ -10,13 +10,14 @@ use std::time::Duration;
 use ahash::AHashMap;
 
 use super::MeshSettings;
+use super::common_ends;
 use super::destination_rules::{Rule, Rules};
 use super::mesh::ClusterDefaults;
 use super::protocol::Protocol;
 use super::report::{Field, Report};
 use super::services::{Registry, Service, ServicePort};
-use super::virtual_services::{ClusterReference, ServerRoutes};
-use crate::diagnostic::{Code, Severity};
+use super::virtual_services::{ClusterReference, ServerRoutes, VirtualServiceRoutes};
+use crate::diagnostic::{Code, Diagnostic, Severity};
 use crate::resource::destination_rule::{
     ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, Percentage, RetryBudget, TcpKeepalive, TcpSettings,
 };
@@ -42,7 +43,11 @@ pub(super) struct Memo {
     /// In which every cluster was found; while they stay, so do the clusters.
     registry: Arc<Registry>,
     rules: Arc<Rules>,
-    clusters: AHashMap<ClusterName, Made>,
+    /// Whose destinations there are clusters for, in order.
+    users: Vec<Arc<VirtualServiceRoutes>>,
+    made: AHashMap<ClusterName, Made>,
+    clusters: Arc<AHashMap<ClusterName, Arc<Cluster>>>,
+    findings: Vec<Diagnostic>,
 }
 
 /// A cluster, and what it was made of.
@@ -51,6 +56,8 @@ struct Made {
     service: Option<Arc<Service>>,
     rule: Option<Arc<Rule>>,
     outcome: Result<Arc<Cluster>, Missing>,
+    /// Who names it, once for each mention.
+    users: Vec<Arc<VirtualServiceRoutes>>,
 }
 
 /// Why there is no cluster, so that requests answer 503 with flag `NC`.
@@ -65,65 +72,137 @@ enum Missing {
 /// Makes the clusters that the routes of `servers` name, and reports those that don't exist.
 pub(super) fn compile(
     context: &Context<'_>,
-    servers: &[ServerRoutes],
+    servers: &[ServerRoutes<'_>],
     memo: &mut Memo,
     report: &mut Report,
-) -> AHashMap<ClusterName, Arc<Cluster>> {
+) -> Arc<AHashMap<ClusterName, Arc<Cluster>>> {
     let defaults = &context.mesh.clusters;
     if memo.defaults.as_ref() != Some(defaults) {
         *memo = Memo { defaults: Some(defaults.clone()), ..Memo::default() };
     }
-    let unmoved = Arc::ptr_eq(&memo.registry, context.registry) && Arc::ptr_eq(&memo.rules, context.rules);
-    let mut previous = std::mem::take(&mut memo.clusters);
-    let references = servers.iter().flat_map(|server| &server.hosts).flat_map(|host| &host.routes.clusters);
-    for reference in references {
-        if memo.clusters.contains_key(&reference.name) {
-            continue;
+    let moved = !Arc::ptr_eq(&memo.registry, context.registry) || !Arc::ptr_eq(&memo.rules, context.rules);
+    if moved {
+        for (name, made) in &mut memo.made {
+            context.renew(name, made);
         }
-        let made = match previous.remove(&reference.name) {
-            Some(made) if unmoved => made,
-            before => context.make(reference, before),
-        };
-        match &made.outcome {
-            Err(missing) => context.report_missing(reference, *missing, report),
-            Ok(cluster) => report_empty_subset(reference, cluster, report),
-        }
-        memo.clusters.insert(reference.name.clone(), made);
+        memo.registry = Arc::clone(context.registry);
+        memo.rules = Arc::clone(context.rules);
     }
-    let mut used_rules: Vec<&Arc<Rule>> = Vec::new();
-    let mut used_services: Vec<&Arc<Service>> = Vec::new();
-    let mut clusters = AHashMap::with_capacity(memo.clusters.len());
-    for (name, made) in &memo.clusters {
-        used_rules.extend(&made.rule);
-        used_services.extend(&made.service);
-        if let Ok(cluster) = &made.outcome {
-            clusters.insert(name.clone(), Arc::clone(cluster));
+    if memo.follow(context, servers) || moved {
+        memo.publish();
+        memo.findings = memo.find(context);
+    }
+    report.diagnostics.extend_from_slice(&memo.findings);
+    Arc::clone(&memo.clusters)
+}
+
+impl Memo {
+    /// Takes up destinations that came and lets go of those that went, as the routes say. Whether there were any.
+    fn follow(&mut self, context: &Context<'_>, servers: &[ServerRoutes<'_>]) -> bool {
+        let hosts = servers.iter().flat_map(|server| &server.hosts);
+        let mut users: Vec<&Arc<VirtualServiceRoutes>> = hosts.map(|host| host.routes).collect();
+        users.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let (first, last) = common_ends(&self.users, &users, |a, b| Arc::ptr_eq(a, b));
+        let gone = first..self.users.len() - last;
+        let come = &users[first..users.len() - last];
+        let changed = !gone.is_empty() || !come.is_empty();
+        let gone: Vec<_> = self.users.splice(gone, come.iter().map(|&user| Arc::clone(user))).collect();
+        for user in come {
+            for reference in &user.clusters {
+                let made = match self.made.get_mut(&reference.name) {
+                    Some(made) => made,
+                    None => self.made.entry(reference.name.clone()).or_insert_with(|| context.make(reference)),
+                };
+                made.users.push(Arc::clone(user));
+            }
+        }
+        for user in &gone {
+            for reference in &user.clusters {
+                let Some(made) = self.made.get_mut(&reference.name) else { continue };
+                if let Some(place) = made.users.iter().position(|known| Arc::ptr_eq(known, user)) {
+                    made.users.swap_remove(place);
+                }
+                if made.users.is_empty() {
+                    self.made.remove(&reference.name);
+                }
+            }
+        }
+        changed
+    }
+
+    /// A new map only if a cluster is another, new or gone.
+    fn publish(&mut self) {
+        let present = || self.made.iter().filter_map(|(name, made)| Some((name, made.outcome.as_ref().ok()?)));
+        let is_same = present().count() == self.clusters.len()
+            && present()
+                .all(|(name, cluster)| self.clusters.get(name).is_some_and(|known| Arc::ptr_eq(known, cluster)));
+        if !is_same {
+            let clusters = present().map(|(name, cluster)| (name.clone(), Arc::clone(cluster))).collect();
+            self.clusters = Arc::new(clusters);
         }
     }
-    used_rules.sort_unstable_by_key(|rule| Arc::as_ptr(rule));
-    used_rules.dedup_by_key(|rule| Arc::as_ptr(rule));
-    used_rules.into_iter().for_each(|rule| policy::report(rule, report));
-    used_services.sort_unstable_by_key(|service| Arc::as_ptr(service));
-    used_services.dedup_by_key(|service| Arc::as_ptr(service));
-    report.diagnostics.extend(used_services.into_iter().flat_map(|service| service.diagnostics.clone()));
-    memo.registry = Arc::clone(context.registry);
-    memo.rules = Arc::clone(context.rules);
-    clusters
+
+    /// What there is to say about the clusters, and about the services and rules that they are made of.
+    fn find(&self, context: &Context<'_>) -> Vec<Diagnostic> {
+        let mut report = Report::default();
+        let mut rules: Vec<&Arc<Rule>> = Vec::new();
+        let mut services: Vec<&Arc<Service>> = Vec::new();
+        for (name, made) in &self.made {
+            rules.extend(&made.rule);
+            services.extend(made.service.iter().filter(|service| !service.diagnostics.is_empty()));
+            let is_whole = matches!(&made.outcome, Ok(cluster) if cluster.subset.is_empty());
+            if is_whole {
+                continue;
+            }
+            let users = made.users.iter().flat_map(|user| &user.clusters);
+            for reference in users.filter(|reference| reference.name == *name) {
+                match &made.outcome {
+                    Err(missing) => context.report_missing(reference, *missing, &mut report),
+                    Ok(cluster) => report_empty_subset(reference, cluster, &mut report),
+                }
+            }
+        }
+        rules.sort_unstable_by_key(|rule| Arc::as_ptr(rule));
+        rules.dedup_by_key(|rule| Arc::as_ptr(rule));
+        rules.into_iter().for_each(|rule| policy::report(rule, &mut report));
+        services.sort_unstable_by_key(|service| Arc::as_ptr(service));
+        services.dedup_by_key(|service| Arc::as_ptr(service));
+        report.diagnostics.extend(services.into_iter().flat_map(|service| service.diagnostics.clone()));
+        report.diagnostics
+    }
 }
 
 impl Context<'_> {
-    fn make(&self, reference: &ClusterReference, before: Option<Made>) -> Made {
-        let service = self.registry.lookup(&reference.host, self.namespace).map(Arc::clone);
-        let namespace = service.as_ref().map_or("", |service| &service.identity.namespace);
-        let rule = self.rules.choose(&reference.host, namespace).map(Arc::clone);
-        if let Some(before) = before
-            && is_same(before.service.as_ref(), service.as_ref())
-            && is_same(before.rule.as_ref(), rule.as_ref())
-        {
-            return before;
-        }
+    fn make(&self, reference: &ClusterReference) -> Made {
+        let (service, rule) = self.look_up(&reference.host);
         let outcome = self.cluster(reference, service.as_deref(), rule.as_deref()).map(Arc::new);
-        Made { service, rule, outcome }
+        Made { service, rule, outcome, users: Vec::new() }
+    }
+
+    /// Makes a cluster again if what it is made of is something else.
+    fn renew(&self, name: &ClusterName, made: &mut Made) {
+        let references = made.users.iter().flat_map(|user| &user.clusters);
+        let Some(reference) = references.into_iter().find(|reference| reference.name == *name) else { return };
+        let (service, rule) = self.look_up(&reference.host);
+        if is_same(made.service.as_ref(), service.as_ref()) && is_same(made.rule.as_ref(), rule.as_ref()) {
+            return;
+        }
+        let outcome = self.cluster(reference, service.as_deref(), rule.as_deref());
+        let is_equal = match (&made.outcome, &outcome) {
+            (Ok(known), Ok(cluster)) => **known == *cluster,
+            _ => false,
+        };
+        if !is_equal {
+            made.outcome = outcome.map(Arc::new);
+        }
+        (made.service, made.rule) = (service, rule);
+    }
+
+    fn look_up(&self, host: &str) -> (Option<Arc<Service>>, Option<Arc<Rule>>) {
+        let service = self.registry.lookup(host, self.namespace).map(Arc::clone);
+        let namespace = service.as_ref().map_or("", |service| &service.identity.namespace);
+        let rule = self.rules.choose(host, namespace).map(Arc::clone);
+        (service, rule)
     }
 
     fn cluster(

@@ -32,9 +32,13 @@ pub(super) struct Delegates<'a> {
 }
 
 impl<'a> Delegates<'a> {
-    pub(super) fn new(virtual_services: &[Object<'a, VirtualService>]) -> Self {
-        let delegates = virtual_services.iter().filter(|object| object.spec.hosts.is_empty());
-        let named = delegates.map(|object| ((&**object.namespace(), &*object.resource.meta.name), *object));
+    /// `is_delegate` tells for each VirtualService whether it has no hosts.
+    pub(super) fn new(
+        virtual_services: &[Object<'a, VirtualService>],
+        is_delegate: impl Iterator<Item = bool>,
+    ) -> Self {
+        let delegates = virtual_services.iter().zip(is_delegate).filter(|(_, is_delegate)| *is_delegate);
+        let named = delegates.map(|(object, _)| ((&**object.namespace(), &*object.resource.meta.name), *object));
         Self { by_name: named.collect() }
     }
 

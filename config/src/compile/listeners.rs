@@ -13,7 +13,7 @@ use super::MeshSettings;
 use super::options::Options;
 use super::protocol::Protocol;
 use super::report::{Field, Report};
-use super::services;
+use super::services::Registry;
 use super::virtual_services::{ServerRoutes, split_host};
 use super::world::{Object, World};
 use crate::diagnostic::Code;
@@ -198,6 +198,16 @@ fn clean_hosts(hosts: &[String], namespace: &str) -> Vec<String> {
     hosts.iter().map(resolve).collect()
 }
 
+impl Server<'_> {
+    /// Domains of virtual hosts that are there for the redirect alone.
+    fn redirect_domains(&self) -> Vec<Arc<str>> {
+        match self.https_redirect {
+            true => self.hosts.iter().filter_map(Host::redirect_domain).collect(),
+            false => Vec::new(),
+        }
+    }
+}
+
 impl Host {
     fn parse(host: &str) -> Self {
         let (namespace, name) = split_host(host);
@@ -222,17 +232,17 @@ pub(super) struct Memo {
 
 /// Makes the listeners of `servers`, whose routes are `routes`, in order of bind address and port.
 pub(super) fn compile(
-    world: &World<'_>,
+    registry: &Registry,
     options: &Options,
     mesh: &MeshSettings,
     servers: &[Server<'_>],
-    routes: &[ServerRoutes],
+    routes: &[ServerRoutes<'_>],
     memo: &mut Memo,
 ) -> Vec<Arc<Listener>> {
     if *memo.settings != mesh.http {
         memo.settings = Arc::new(mesh.http.clone());
     }
-    let mut groups: BTreeMap<(Bind, u16), Vec<(&Server<'_>, &ServerRoutes)>> = BTreeMap::new();
+    let mut groups: BTreeMap<(Bind, u16), Vec<(&Server<'_>, &ServerRoutes<'_>)>> = BTreeMap::new();
     for (server, routes) in servers.iter().zip(routes) {
         groups.entry((server.bind.clone(), server.port)).or_default().push((server, routes));
     }
@@ -247,7 +257,7 @@ pub(super) fn compile(
             }
         }
         let mapped = options.port_map.get(&port).copied();
-        let target = mapped.or_else(|| services::target_port(world, &options.labels, &options.namespace, port));
+        let target = mapped.or_else(|| registry.target_port(port));
         let chain =
             FilterChain { gateways, http: Arc::new(HttpChain { routes, settings: Arc::clone(&memo.settings) }) };
         listeners.push(reuse(&memo.listeners, bind, port, target.unwrap_or(port), chain));

@@ -29,13 +29,13 @@ pub(super) fn compile(
         report.unsupported_if(!metrics.is_empty(), spec.name("metrics"));
         report.unsupported_if(!access_logging.is_empty(), spec.name("accessLogging"));
     }
-    for resource in &world.sidecars {
-        report.warning(Code::Ignored, Field::spec(resource), "a Sidecar has no effect on a gateway");
+    for sidecar in &world.sidecars {
+        report.warning(Code::Ignored, Field::spec(sidecar.resource), "a Sidecar has no effect on a gateway");
     }
-    for resource in &world.envoy_filters {
-        let namespace = &resource.meta.namespace;
+    for filter in &world.envoy_filters {
+        let namespace = filter.namespace();
         if *namespace == options.namespace || *namespace == mesh.root_namespace {
-            report.unsupported(Field::spec(resource), "there is no Envoy here to be patched: it has no effect");
+            report.unsupported(Field::spec(filter.resource), "there is no Envoy here to be patched: it has no effect");
         }
     }
     report.diagnostics.extend_from_slice(&rules.diagnostics);

@@ -21,13 +21,13 @@ use crate::resource::Resource;
 use crate::resource::workload_entry::WorkloadEntry;
 use crate::snapshot::cluster::{DnsEndpoint, Endpoint, EndpointAddress, Endpoints, ServiceIdentity};
 
-pub(super) use kubernetes::target_port;
-
 /// All services, by host.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     /// Those of a host: Kubernetes before ServiceEntries, then oldest first.
     by_host: AHashMap<Arc<str>, Vec<Arc<Service>>>,
+    /// Target ports of the Services that select this gateway, by port; the first of a port counts.
+    own_ports: Vec<(u16, u16)>,
 }
 
 /// One service.
@@ -156,6 +156,12 @@ impl Registry {
         visible().find(|service| &*service.identity.namespace == namespace).or_else(|| visible().next())
     }
 
+    /// The port that the Service in front of this gateway sends the traffic of `port` to; `None` if no Service selects
+    /// this gateway, or none has the port.
+    pub(super) fn target_port(&self, port: u16) -> Option<u16> {
+        self.own_ports.iter().find(|(own, _)| *own == port).map(|(_, target)| *target)
+    }
+
     /// Whether any service is called `host`, visible or not.
     pub(super) fn contains(&self, host: &str) -> bool {
         self.by_host.contains_key(host)
@@ -205,7 +211,8 @@ pub(super) fn gather(world: &World<'_>, options: &Options, mesh: &MeshSettings, 
     kubernetes::gather(world, &mut gathering);
     entries::gather(world, &mut gathering);
 
-    let mut registry = Registry::default();
+    let own_ports = kubernetes::own_ports(world, &options.labels, &options.namespace);
+    let mut registry = Registry { own_ports, ..Registry::default() };
     memo.services = AHashMap::with_capacity(gathering.services.len());
     for (kubernetes, service) in gathering.services {
         let identity = &service.identity;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use super::MeshSettings;
 use super::delegates::{self, Delegates};
 use super::host::{intersection, is_subset, resolve, resolve_gateway};
 use super::listeners::Server;
@@ -16,6 +15,7 @@ use super::routes::{self, Lookup};
 use super::services::Registry;
 use super::visibility::{Visibility, visibility};
 use super::world::{Object, World};
+use super::{MeshSettings, common_ends, same};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::resource::Resource;
 use crate::resource::virtual_service::VirtualService;
@@ -33,16 +33,16 @@ pub(super) struct Context<'a> {
 
 /// What VirtualServices add to a server, in their order.
 #[derive(Debug, Default)]
-pub(super) struct ServerRoutes {
-    pub(super) hosts: Vec<HostRoutes>,
+pub(super) struct ServerRoutes<'m> {
+    pub(super) hosts: Vec<HostRoutes<'m>>,
 }
 
 /// What one VirtualService adds to a virtual host.
-#[derive(Debug, Clone)]
-pub(super) struct HostRoutes {
-    /// Lower case.
-    pub(super) domain: Arc<str>,
-    pub(super) routes: Arc<VirtualServiceRoutes>,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HostRoutes<'m> {
+    /// Lower case. The same `Arc` as long as the VirtualService and the Gateway are the same.
+    pub(super) domain: &'m Arc<str>,
+    pub(super) routes: &'m Arc<VirtualServiceRoutes>,
 }
 
 /// The routes of a VirtualService on one port of one Gateway.
@@ -74,25 +74,45 @@ pub(super) struct ClusterReference {
 #[derive(Debug, Default)]
 pub(super) struct Memo {
     retry: Option<RetryPolicy>,
+    export_to: Vec<String>,
+    gateways: Vec<Arc<Resource>>,
+    registry: Arc<Registry>,
     shared: routes::Shared,
-    /// By the address of the resource, which the entry keeps from being reused.
-    entries: AHashMap<usize, Entry>,
-    compiles: u64,
+    /// In order of precedence, as in the world.
+    entries: Vec<Entry>,
+    /// Counts what all entries depend on: an entry that has seen this number needs no second look.
+    epoch: u64,
+    /// The same for the delegates that some entries depend on.
+    delegates_epoch: u64,
 }
 
 /// What is known of a VirtualService as long as its resource stays the same.
 #[derive(Debug)]
 struct Entry {
-    /// Kept so that its address isn't reused.
-    _resource: Arc<Resource>,
-    /// The last compile that had it.
-    used: u64,
+    resource: Arc<Resource>,
+    /// What was last seen.
+    epoch: u64,
+    delegates_epoch: u64,
+    /// It has no hosts.
+    is_delegate: bool,
+    has_delegates: bool,
+    visibility: Option<Visibility>,
+    parts: Vec<Part>,
+    findings: Vec<Diagnostic>,
     /// `namespace/name`.
     gateways: Vec<String>,
     /// With short names resolved.
     hosts: Vec<String>,
     translations: Vec<Translation>,
     domains: Vec<Domains>,
+}
+
+/// What it adds to a server.
+#[derive(Debug)]
+struct Part {
+    server: usize,
+    domains: Arc<[Arc<str>]>,
+    routes: Arc<VirtualServiceRoutes>,
 }
 
 /// Its routes for a port of a Gateway, and what they depend on.
@@ -117,107 +137,105 @@ struct Domains {
     domains: Arc<[Arc<str>]>,
 }
 
-/// Finds or makes the routes of each of `servers`.
-pub(super) fn compile(
+/// Finds or makes the routes of each of `servers`: private VirtualServices first, then those exported to this
+/// namespace, then public ones; each group oldest first.
+pub(super) fn compile<'m>(
     context: &Context<'_>,
     servers: &[Server<'_>],
-    memo: &mut Memo,
+    memo: &'m mut Memo,
     report: &mut Report,
-) -> Vec<ServerRoutes> {
-    if memo.retry != context.mesh.retry {
-        *memo = Memo { retry: context.mesh.retry.clone(), ..Memo::default() };
-    }
-    memo.compiles += 1;
-    let bound = bind(context, servers, memo, report);
-    let delegates = Delegates::new(&context.world.virtual_services);
-    let mut compiled = Vec::with_capacity(servers.len());
-    for server in servers {
-        let mut hosts = Vec::new();
-        for object in bound.get(&*server.gateway_name).into_iter().flatten() {
-            let Some(entry) = memo.entries.get_mut(&key(object.resource)) else { continue };
-            let domains = entry.domains(server, object);
-            if domains.is_empty() {
-                continue;
-            }
-            let Some(routes) = entry.routes(context, server, *object, &delegates, &memo.shared) else { continue };
-            report.diagnostics.extend_from_slice(&routes.diagnostics);
-            hosts.extend(
-                domains.iter().map(|domain| HostRoutes { domain: Arc::clone(domain), routes: Arc::clone(&routes) }),
-            );
+) -> Vec<ServerRoutes<'m>> {
+    memo.notice_changes(context);
+    let delegates = Delegates::new(&context.world.virtual_services, memo.entries.iter().map(|entry| entry.is_delegate));
+    let binding = Binding::new(context, servers);
+    for (entry, object) in memo.entries.iter_mut().zip(&context.world.virtual_services) {
+        let seen = entry.epoch == memo.epoch && (!entry.has_delegates || entry.delegates_epoch == memo.delegates_epoch);
+        if !seen {
+            entry.look(*object, context, &binding, &delegates, &memo.shared);
+            entry.epoch = memo.epoch;
+            entry.delegates_epoch = memo.delegates_epoch;
         }
-        compiled.push(ServerRoutes { hosts });
+        report.diagnostics.extend_from_slice(&entry.findings);
     }
-    let compiles = memo.compiles;
-    if memo.entries.len() > context.world.virtual_services.len() {
-        memo.entries.retain(|_, entry| entry.used == compiles);
-    }
-    compiled
-}
-
-fn key(resource: &Arc<Resource>) -> usize {
-    Arc::as_ptr(resource).addr()
-}
-
-/// The VirtualServices of each Gateway: private ones first, then those exported to this namespace, then public ones.
-fn bind<'a>(
-    context: &Context<'a>,
-    servers: &[Server<'_>],
-    memo: &mut Memo,
-    report: &mut Report,
-) -> AHashMap<String, Vec<Object<'a, VirtualService>>> {
-    let gateways: AHashMap<String, bool> = (context.world.gateways.iter())
-        .map(|gateway| {
-            let name = format!("{}/{}", gateway.namespace(), gateway.resource.meta.name);
-            let is_served = servers.iter().any(|server| *server.gateway_name == *name);
-            (name, is_served)
-        })
-        .collect();
-    let mut bound: AHashMap<String, [Vec<Object<'a, VirtualService>>; 3]> = AHashMap::new();
-    let default = &context.mesh.virtual_service_export_to;
-    for &object in &context.world.virtual_services {
-        let entry = memo.entries.entry(key(object.resource)).or_insert_with(|| Entry::new(object, context.options));
-        entry.used = memo.compiles;
-        let viewer = &context.options.namespace;
-        let Some(visibility) = visibility(&object.spec.export_to, default, object.namespace(), viewer) else {
-            continue;
+    let mut groups: Vec<[Vec<HostRoutes<'m>>; 3]> = servers.iter().map(|_| Default::default()).collect();
+    for entry in &memo.entries {
+        let group = match entry.visibility {
+            None => continue,
+            Some(Visibility::Private) => 0,
+            Some(Visibility::Named) => 1,
+            Some(Visibility::Public) => 2,
         };
-        let mut is_served = false;
-        for (i, gateway) in entry.gateways.iter().enumerate() {
-            match gateways.get(gateway) {
-                _ if gateway == "mesh" => {}
-                None => {
-                    let spec = Field::spec(object.resource);
-                    let list = spec.name("gateways");
-                    let message = format!("gateway not found: \"{gateway}\"");
-                    report.warning(Code::ReferencedResourceNotFound, list.index(i), message);
-                }
-                Some(false) => {}
-                Some(true) => {
-                    is_served = true;
-                    let group = match visibility {
-                        Visibility::Private => 0,
-                        Visibility::Named => 1,
-                        Visibility::Public => 2,
-                    };
-                    let groups = match bound.get_mut(gateway) {
-                        Some(groups) => groups,
-                        None => bound.entry(gateway.clone()).or_default(),
-                    };
-                    groups[group].push(object);
-                }
-            }
-        }
-        if is_served {
-            report_hosts(object, entry, context.world, report);
+        for Part { server, domains, routes } in &entry.parts {
+            groups[*server][group].extend(domains.iter().map(|domain| HostRoutes { domain, routes }));
         }
     }
-    bound.into_iter().map(|(gateway, groups)| (gateway, groups.into_iter().flatten().collect())).collect()
+    groups.into_iter().map(|groups| ServerRoutes { hosts: groups.concat() }).collect()
+}
+
+impl Memo {
+    /// Brings the entries in line with the VirtualServices, and counts up what else changed.
+    fn notice_changes(&mut self, context: &Context<'_>) {
+        let Context { world, options, mesh, registry } = context;
+        let export_to = &mesh.virtual_service_export_to;
+        if self.retry != mesh.retry || self.export_to != *export_to {
+            let (retry, export_to) = (mesh.retry.clone(), export_to.clone());
+            *self = Self { retry, export_to, epoch: self.epoch, ..Self::default() };
+        }
+        let gateways: Vec<&Arc<Resource>> = world.gateways.iter().map(|gateway| gateway.resource).collect();
+        let is_same = same(&gateways, &self.gateways) && Arc::ptr_eq(&self.registry, registry);
+        if !is_same || self.epoch == 0 {
+            self.gateways = gateways.into_iter().cloned().collect();
+            self.registry = Arc::clone(registry);
+            self.epoch += 1;
+        }
+        let virtual_services = &world.virtual_services;
+        let (first, last) =
+            common_ends(&self.entries, virtual_services, |entry, object| Arc::ptr_eq(&entry.resource, object.resource));
+        let changed = first..self.entries.len() - last;
+        let objects = &virtual_services[first..virtual_services.len() - last];
+        let tail = self.entries.split_off(changed.end);
+        let mut gone: AHashMap<usize, Entry> =
+            self.entries.drain(changed.start..).map(|entry| (Arc::as_ptr(&entry.resource).addr(), entry)).collect();
+        for &object in objects {
+            let known = gone.remove(&Arc::as_ptr(object.resource).addr());
+            self.entries.push(known.unwrap_or_else(|| Entry::new(object, options)));
+        }
+        let fresh = &self.entries[changed.start..];
+        // An entry that is new has seen no epoch yet.
+        let delegates_changed = gone.values().any(|entry| entry.is_delegate)
+            || fresh.iter().any(|entry| entry.is_delegate && entry.epoch == 0);
+        self.delegates_epoch += u64::from(delegates_changed);
+        self.entries.extend(tail);
+    }
+}
+
+/// What VirtualServices are bound to.
+struct Binding<'a> {
+    servers: &'a [Server<'a>],
+    /// Servers in force by `namespace/name` of their Gateway; Gateways that don't select us have none.
+    gateways: AHashMap<String, Vec<usize>>,
+}
+
+impl<'a> Binding<'a> {
+    fn new(context: &Context<'_>, servers: &'a [Server<'a>]) -> Self {
+        let names = context.world.gateways.iter().map(|gateway| {
+            let name = format!("{}/{}", gateway.namespace(), gateway.resource.meta.name);
+            (name, Vec::new())
+        });
+        let mut gateways: AHashMap<String, Vec<usize>> = names.collect();
+        for (i, server) in servers.iter().enumerate() {
+            if let Some(servers) = gateways.get_mut(&*server.gateway_name) {
+                servers.push(i);
+            }
+        }
+        Self { servers, gateways }
+    }
 }
 
 /// Names hosts that none of the VirtualService's Gateways has (IST0132).
-fn report_hosts(object: Object<'_, VirtualService>, entry: &mut Entry, world: &World<'_>, report: &mut Report) {
-    // Whoever has a virtual host needs no closer look.
-    if entry.domains.iter().any(|domains| domains.domains.len() >= entry.hosts.len()) {
+fn report_hosts(object: Object<'_, VirtualService>, entry: &Entry, world: &World<'_>, report: &mut Report) {
+    // Whoever has a virtual host for each host needs no closer look.
+    if entry.parts.iter().any(|part| part.domains.len() >= entry.hosts.len()) {
         return;
     }
     let spec = Field::spec(object.resource);
@@ -225,7 +243,7 @@ fn report_hosts(object: Object<'_, VirtualService>, entry: &mut Entry, world: &W
     for (i, host) in entry.hosts.iter().enumerate() {
         let covers = |server_host: &str| {
             let (namespace, name) = split_host(server_host);
-            (namespace.is_empty() || namespace == "*" || namespace == &**object.namespace() || namespace == ".")
+            (matches!(namespace, "" | "*" | ".") || namespace == &**object.namespace())
                 && (is_subset(host, name) || is_subset(name, host))
         };
         let mut gateways = world.gateways.iter().filter(|gateway| {
@@ -251,16 +269,69 @@ pub(super) fn split_host(host: &str) -> (&str, &str) {
 impl Entry {
     fn new(object: Object<'_, VirtualService>, options: &Options) -> Self {
         let namespace = object.namespace();
-        let gateways = object.spec.gateways.iter().map(|gateway| resolve_gateway(gateway, namespace).into_owned());
-        let hosts = object.spec.hosts.iter().map(|host| resolve(host, namespace, &options.domain).into_owned());
+        let VirtualService { hosts, gateways, http, tls: _, tcp: _, export_to: _ } = object.spec;
+        let gateways = gateways.iter().map(|gateway| resolve_gateway(gateway, namespace).into_owned());
+        let resolved = hosts.iter().map(|host| resolve(host, namespace, &options.domain).into_owned());
         Self {
-            _resource: Arc::clone(object.resource),
-            used: 0,
+            resource: Arc::clone(object.resource),
+            epoch: 0,
+            delegates_epoch: 0,
+            is_delegate: hosts.is_empty(),
+            has_delegates: http.iter().any(|rule| rule.delegate.is_some()),
+            visibility: None,
+            parts: Vec::new(),
+            findings: Vec::new(),
             gateways: gateways.collect(),
-            hosts: hosts.collect(),
+            hosts: resolved.collect(),
             translations: Vec::new(),
             domains: Vec::new(),
         }
+    }
+
+    /// Finds out what it adds to which server.
+    fn look(
+        &mut self,
+        object: Object<'_, VirtualService>,
+        context: &Context<'_>,
+        binding: &Binding<'_>,
+        delegates: &Delegates<'_>,
+        shared: &routes::Shared,
+    ) {
+        let mut report = Report::default();
+        let default = &context.mesh.virtual_service_export_to;
+        let viewer = &context.options.namespace;
+        self.visibility = visibility(&object.spec.export_to, default, object.namespace(), viewer);
+        self.parts.clear();
+        let mut servers: Vec<usize> = Vec::new();
+        for (i, gateway) in self.gateways.iter().enumerate().filter(|(_, gateway)| *gateway != "mesh") {
+            match binding.gateways.get(gateway) {
+                Some(bound) => servers.extend(bound),
+                None if self.visibility.is_none() => {}
+                None => {
+                    let spec = Field::spec(object.resource);
+                    let list = spec.name("gateways");
+                    let message = format!("gateway not found: \"{gateway}\"");
+                    report.warning(Code::ReferencedResourceNotFound, list.index(i), message);
+                }
+            }
+        }
+        servers.sort_unstable();
+        servers.dedup();
+        if self.visibility.is_some() && !servers.is_empty() {
+            for &index in &servers {
+                let server = &binding.servers[index];
+                let domains = self.domains(server, &object);
+                if domains.is_empty() {
+                    continue;
+                }
+                if let Some(routes) = self.routes(context, server, object, delegates, shared) {
+                    report.diagnostics.extend_from_slice(&routes.diagnostics);
+                    self.parts.push(Part { server: index, domains, routes });
+                }
+            }
+            report_hosts(object, self, context.world, &mut report);
+        }
+        self.findings = report.diagnostics;
     }
 
     /// The virtual hosts on `server`: the intersection of both host lists, which is lower-cased only then.

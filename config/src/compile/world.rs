@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+use super::common_ends;
 use crate::resource::destination_rule::DestinationRule;
 use crate::resource::gateway::Gateway;
 use crate::resource::kubernetes::{EndpointSlice, Endpoints, Service};
@@ -13,7 +14,7 @@ use crate::resource::service_entry::ServiceEntry;
 use crate::resource::telemetry::Telemetry;
 use crate::resource::virtual_service::VirtualService;
 use crate::resource::workload_entry::WorkloadEntry;
-use crate::resource::{Resource, Spec};
+use crate::resource::{Meta, Resource, Spec};
 
 /// A resource and its spec.
 pub(super) struct Object<'a, T> {
@@ -33,106 +34,137 @@ impl<'a, T> Object<'a, T> {
     pub(super) fn namespace(&self) -> &'a Arc<str> {
         &self.resource.meta.namespace
     }
-
-    /// Oldest first, then by name, then by namespace. Source: `reference/networking.md` §1.2.
-    fn precedence(&self, other: &Self) -> Ordering {
-        let (a, b) = (&self.resource.meta, &other.resource.meta);
-        (a.creation_timestamp.cmp(&b.creation_timestamp))
-            .then_with(|| a.name.cmp(&b.name))
-            .then_with(|| a.namespace.cmp(&b.namespace))
-    }
 }
 
-/// All resources of a compile that can have an effect.
-#[derive(Default)]
-pub(super) struct World<'a> {
-    pub(super) mesh_configs: Vec<Object<'a, MeshConfig>>,
-    pub(super) proxy_configs: Vec<Object<'a, ProxyConfigResource>>,
-    pub(super) gateways: Vec<Object<'a, Gateway>>,
-    pub(super) virtual_services: Vec<Object<'a, VirtualService>>,
-    pub(super) destination_rules: Vec<Object<'a, DestinationRule>>,
-    pub(super) service_entries: Vec<Object<'a, ServiceEntry>>,
-    pub(super) workload_entries: Vec<Object<'a, WorkloadEntry>>,
-    pub(super) services: Vec<Object<'a, Service>>,
-    pub(super) endpoints: Vec<Object<'a, Endpoints>>,
-    pub(super) endpoint_slices: Vec<Object<'a, EndpointSlice>>,
-    pub(super) request_authentications: Vec<Object<'a, RequestAuthentication>>,
-    pub(super) authorization_policies: Vec<Object<'a, AuthorizationPolicy>>,
-    pub(super) peer_authentications: Vec<Object<'a, PeerAuthentication>>,
-    pub(super) telemetries: Vec<Object<'a, Telemetry>>,
-    pub(super) sidecars: Vec<&'a Arc<Resource>>,
-    pub(super) envoy_filters: Vec<&'a Arc<Resource>>,
+/// Oldest first, then by name, then by namespace. Source: `reference/networking.md` §1.2.
+fn precedence(a: &Meta, b: &Meta) -> Ordering {
+    (a.creation_timestamp.cmp(&b.creation_timestamp))
+        .then_with(|| a.name.cmp(&b.name))
+        .then_with(|| a.namespace.cmp(&b.namespace))
 }
 
-impl<'a> World<'a> {
-    pub(super) fn new(resources: &'a [Arc<Resource>]) -> Self {
-        let mut world = Self::default();
-        for resource in resources {
-            match &resource.spec {
-                Spec::MeshConfig(spec) => world.mesh_configs.push(Object { resource, spec }),
-                Spec::ProxyConfig(spec) => world.proxy_configs.push(Object { resource, spec }),
-                Spec::Gateway(spec) => world.gateways.push(Object { resource, spec }),
-                Spec::VirtualService(spec) => world.virtual_services.push(Object { resource, spec }),
-                Spec::DestinationRule(spec) => world.destination_rules.push(Object { resource, spec }),
-                Spec::ServiceEntry(spec) => world.service_entries.push(Object { resource, spec }),
-                Spec::WorkloadEntry(spec) => world.workload_entries.push(Object { resource, spec }),
-                Spec::Service(spec) => world.services.push(Object { resource, spec }),
-                Spec::Endpoints(spec) => world.endpoints.push(Object { resource, spec }),
-                Spec::EndpointSlice(spec) => world.endpoint_slices.push(Object { resource, spec }),
-                Spec::RequestAuthentication(spec) => world.request_authentications.push(Object { resource, spec }),
-                Spec::AuthorizationPolicy(spec) => world.authorization_policies.push(Object { resource, spec }),
-                Spec::PeerAuthentication(spec) => world.peer_authentications.push(Object { resource, spec }),
-                Spec::Telemetry(spec) => world.telemetries.push(Object { resource, spec }),
-                Spec::Sidecar(_) => world.sidecars.push(resource),
-                Spec::EnvoyFilter(_) => world.envoy_filters.push(resource),
-                // Templates, credentials (which the data plane takes from their own place) and names.
-                Spec::WorkloadGroup(_) | Spec::Secret(_) | Spec::ConfigMap(_) | Spec::Namespace(_) => {}
+macro_rules! world {
+    ($($list:ident: $kind:ident($spec:ty),)*) => {
+        /// All resources of a compile that can have an effect.
+        #[derive(Default)]
+        pub(super) struct World<'a> {
+            $(pub(super) $list: Vec<Object<'a, $spec>>,)*
+        }
+
+        /// The sorted resources of the compile before.
+        #[derive(Debug, Default)]
+        pub(super) struct Memo {
+            inputs: Vec<Arc<Resource>>,
+            $($list: Vec<Sorted<$spec>>,)*
+        }
+
+        impl Memo {
+            fn clear(&mut self) {
+                $(self.$list.clear();)*
+            }
+
+            /// Puts a resource in its list, at its end.
+            fn push(&mut self, resource: &Arc<Resource>) {
+                match &resource.spec {
+                    $(Spec::$kind(spec) => self.$list.push(Sorted::new(resource, spec)),)*
+                    // Templates, credentials (which the data plane takes from their own place) and names.
+                    Spec::WorkloadGroup(_) | Spec::Secret(_) | Spec::ConfigMap(_) | Spec::Namespace(_) => {}
+                }
+            }
+
+            fn sort(&mut self) {
+                // Its cost for a list that is in order already is one comparison an item.
+                $(self.$list.sort_by(|a, b| precedence(&a.resource.meta, &b.resource.meta));)*
+            }
+
+            fn insert(&mut self, resource: &Arc<Resource>) {
+                match &resource.spec {
+                    $(Spec::$kind(spec) => insert(&mut self.$list, Sorted::new(resource, spec)),)*
+                    Spec::WorkloadGroup(_) | Spec::Secret(_) | Spec::ConfigMap(_) | Spec::Namespace(_) => {}
+                }
+            }
+
+            fn remove(&mut self, resource: &Arc<Resource>) {
+                match &resource.spec {
+                    $(Spec::$kind(_) => remove(&mut self.$list, resource),)*
+                    Spec::WorkloadGroup(_) | Spec::Secret(_) | Spec::ConfigMap(_) | Spec::Namespace(_) => {}
+                }
+            }
+
+            fn world(&self) -> World<'_> {
+                World { $($list: self.$list.iter().map(Sorted::object).collect(),)* }
             }
         }
-        world.sort();
-        world
+    };
+}
+
+world! {
+    mesh_configs: MeshConfig(MeshConfig),
+    proxy_configs: ProxyConfig(ProxyConfigResource),
+    gateways: Gateway(Gateway),
+    virtual_services: VirtualService(VirtualService),
+    destination_rules: DestinationRule(DestinationRule),
+    service_entries: ServiceEntry(ServiceEntry),
+    workload_entries: WorkloadEntry(WorkloadEntry),
+    services: Service(Service),
+    endpoints: Endpoints(Endpoints),
+    endpoint_slices: EndpointSlice(EndpointSlice),
+    request_authentications: RequestAuthentication(RequestAuthentication),
+    authorization_policies: AuthorizationPolicy(AuthorizationPolicy),
+    peer_authentications: PeerAuthentication(PeerAuthentication),
+    telemetries: Telemetry(Telemetry),
+    sidecars: Sidecar(serde_json::Value),
+    envoy_filters: EnvoyFilter(serde_json::Value),
+}
+
+#[derive(Debug)]
+struct Sorted<T> {
+    resource: Arc<Resource>,
+    spec: Arc<T>,
+}
+
+impl<T> Sorted<T> {
+    fn new(resource: &Arc<Resource>, spec: &Arc<T>) -> Self {
+        Self { resource: Arc::clone(resource), spec: Arc::clone(spec) }
     }
 
-    fn sort(&mut self) {
-        let Self {
-            mesh_configs,
-            proxy_configs,
-            gateways,
-            virtual_services,
-            destination_rules,
-            service_entries,
-            workload_entries,
-            services,
-            endpoints,
-            endpoint_slices,
-            request_authentications,
-            authorization_policies,
-            peer_authentications,
-            telemetries,
-            sidecars,
-            envoy_filters,
-        } = self;
-        sort(mesh_configs);
-        sort(proxy_configs);
-        sort(gateways);
-        sort(virtual_services);
-        sort(destination_rules);
-        sort(service_entries);
-        sort(workload_entries);
-        sort(services);
-        sort(endpoints);
-        sort(endpoint_slices);
-        sort(request_authentications);
-        sort(authorization_policies);
-        sort(peer_authentications);
-        sort(telemetries);
-        for raw in [sidecars, envoy_filters] {
-            raw.sort_by(|a, b| (&a.meta.name, &a.meta.namespace).cmp(&(&b.meta.name, &b.meta.namespace)));
-        }
+    fn object(&self) -> Object<'_, T> {
+        Object { resource: &self.resource, spec: &self.spec }
     }
 }
 
-/// A stable sort: its cost for a list that is in order already, as after an edit, is one comparison an item.
-fn sort<T>(objects: &mut [Object<'_, T>]) {
-    objects.sort_by(|a, b| a.precedence(b));
+fn insert<T>(list: &mut Vec<Sorted<T>>, item: Sorted<T>) {
+    let position = list.partition_point(|known| precedence(&known.resource.meta, &item.resource.meta).is_lt());
+    list.insert(position, item);
+}
+
+fn remove<T>(list: &mut Vec<Sorted<T>>, resource: &Arc<Resource>) {
+    let position = list.partition_point(|known| precedence(&known.resource.meta, &resource.meta).is_lt());
+    if list.get(position).is_some_and(|known| Arc::ptr_eq(&known.resource, resource)) {
+        list.remove(position);
+    }
+}
+
+impl Memo {
+    /// Sorts `resources`. Where they are those of the compile before but for a few, only these are looked at.
+    pub(super) fn sorted(&mut self, resources: &[Arc<Resource>]) -> World<'_> {
+        /// Beyond, sorting is cheaper than looking for places.
+        const FEW: usize = if cfg!(test) { 2 } else { 256 };
+
+        let (first, last) = common_ends(&self.inputs, resources, Arc::ptr_eq);
+        let removed = first..self.inputs.len() - last;
+        let added = first..resources.len() - last;
+        if removed.len() + added.len() <= FEW {
+            let gone: Vec<Arc<Resource>> =
+                self.inputs.splice(removed, resources[added.clone()].iter().cloned()).collect();
+            gone.iter().for_each(|resource| self.remove(resource));
+            resources[added].iter().for_each(|resource| self.insert(resource));
+        } else {
+            self.clear();
+            resources.iter().for_each(|resource| self.push(resource));
+            self.sort();
+            self.inputs = resources.to_vec();
+        }
+        self.world()
+    }
 }

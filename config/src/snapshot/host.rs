@@ -54,10 +54,30 @@ impl RouteTable {
                 hosts.exact.entry(domain).or_insert(virtual_host);
             }
         }
-        hosts.suffix_lengths = hosts.suffixes.keys().map(|suffix| suffix.len()).collect();
-        hosts.suffix_lengths.sort_unstable_by(|a, b| b.cmp(a));
-        hosts.suffix_lengths.dedup();
+        hosts.measure();
         Self { name, hosts }
+    }
+
+    /// This table with other virtual hosts for some domains; `None` removes one.
+    pub fn with_changes(&self, changes: impl IntoIterator<Item = (Arc<str>, Option<Arc<VirtualHost>>)>) -> Self {
+        let Self { name, hosts } = self;
+        let mut hosts = hosts.clone();
+        for (domain, virtual_host) in changes {
+            if &*domain == "*" {
+                hosts.any = virtual_host;
+                continue;
+            }
+            let (map, key) = match domain.strip_prefix('*') {
+                Some(suffix) => (&mut hosts.suffixes, suffix.into()),
+                None => (&mut hosts.exact, domain),
+            };
+            match virtual_host {
+                Some(virtual_host) => map.insert(key, virtual_host),
+                None => map.remove(&key),
+            };
+        }
+        hosts.measure();
+        Self { name: name.clone(), hosts }
     }
 
     /// The virtual host for `authority` as received, or `None` (404, flag `NR`).
@@ -80,6 +100,12 @@ impl RouteTable {
 }
 
 impl HostIndex {
+    fn measure(&mut self) {
+        self.suffix_lengths = self.suffixes.keys().map(|suffix| suffix.len()).collect();
+        self.suffix_lengths.sort_unstable_by(|a, b| b.cmp(a));
+        self.suffix_lengths.dedup();
+    }
+
     fn find(&self, host: &str) -> Option<&Arc<VirtualHost>> {
         if let Some(found) = self.exact.get(host) {
             return Some(found);

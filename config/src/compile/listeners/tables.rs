@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
-use ahash::{AHashMap, AHashSet};
+use ahash::{AHashMap, AHashSet, RandomState};
 
+use super::super::common_ends;
 use super::super::virtual_services::{ServerRoutes, VirtualServiceRoutes};
 use super::Server;
 use crate::snapshot::host::{RouteTable, VirtualHost};
@@ -15,7 +16,7 @@ use crate::snapshot::route::RouteList;
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     tables: AHashMap<String, Table>,
-    /// Route lists by the addresses of the parts that they join; the parts are kept, so that none is reused.
+    /// Route lists by the addresses of the parts that they join.
     lists: AHashMap<Vec<usize>, List>,
     compiles: u64,
 }
@@ -23,28 +24,41 @@ pub(super) struct Tables {
 #[derive(Debug, Default)]
 struct Table {
     used: u64,
-    hosts: AHashMap<Arc<str>, Host>,
-    /// In the order of their first mention.
-    order: Vec<Arc<VirtualHost>>,
+    /// What servers ask for, in their order.
+    mentions: Vec<Mention>,
+    hosts: AHashMap<Arc<str>, Arc<VirtualHost>>,
     table: Arc<RouteTable>,
+    hasher: RandomState,
 }
 
-#[derive(Debug)]
-struct Host {
-    used: u64,
-    parts: Vec<Arc<VirtualServiceRoutes>>,
-    virtual_host: Arc<VirtualHost>,
+/// A virtual host that a server asks for, with a part of its routes.
+#[derive(Debug, Clone)]
+struct Mention {
+    domain: Arc<str>,
+    /// Of the domain.
+    hash: u64,
+    /// `None` for a host that only redirects.
+    part: Option<Arc<VirtualServiceRoutes>>,
+    https_redirect: bool,
+}
+
+/// The same, not yet taken over.
+#[derive(Clone, Copy)]
+struct NewMention<'m> {
+    domain: &'m Arc<str>,
+    part: Option<&'m Arc<VirtualServiceRoutes>>,
+    https_redirect: bool,
 }
 
 #[derive(Debug)]
 struct List {
     used: u64,
-    parts: Vec<Arc<VirtualServiceRoutes>>,
+    /// Kept so that no address is reused.
+    _parts: Vec<Arc<VirtualServiceRoutes>>,
     routes: Arc<RouteList>,
 }
 
 /// A virtual host in the making.
-#[derive(Default)]
 struct Draft {
     domain: Arc<str>,
     parts: Vec<Arc<VirtualServiceRoutes>>,
@@ -52,47 +66,41 @@ struct Draft {
 }
 
 impl Tables {
-    /// The table of `servers`, which share a port and bind address.
+    /// The table of `servers`, which share a port and bind address. Only hosts that servers ask for in another way than
+    /// before are made anew.
     pub(super) fn table(
         &mut self,
         name: String,
         port: u16,
-        servers: &[(&Server<'_>, &ServerRoutes)],
+        servers: &[(&Server<'_>, &ServerRoutes<'_>)],
     ) -> Arc<RouteTable> {
-        let compiles = self.compiles;
+        /// Beyond, grouping all is cheaper than looking for each.
+        const FEW: usize = if cfg!(test) { 2 } else { 32 };
+
         let mut table = self.tables.remove(&name).unwrap_or_default();
-        table.used = compiles;
-        let drafts = drafts(servers);
-        let mut order = Vec::with_capacity(drafts.len());
-        for draft in drafts {
-            let known = table.hosts.get_mut(&draft.domain);
-            let virtual_host = match known.filter(|known| known.is_made_of(&draft)) {
-                Some(known) => {
-                    known.used = compiles;
-                    if let Some(list) = self.lists.get_mut(&addresses(&draft.parts)).filter(|_| draft.parts.len() > 1) {
-                        list.used = compiles;
-                    }
-                    Arc::clone(&known.virtual_host)
-                }
-                None => {
-                    let virtual_host = Arc::new(self.virtual_host(&draft, port));
-                    let Draft { domain, parts, https_redirect: _ } = draft;
-                    let made = Host { used: compiles, parts, virtual_host: Arc::clone(&virtual_host) };
-                    table.hosts.insert(domain, made);
-                    virtual_host
-                }
-            };
-            order.push(virtual_host);
+        table.used = self.compiles;
+        let redirects: Vec<Vec<Arc<str>>> = servers.iter().map(|(server, _)| server.redirect_domains()).collect();
+        let mut wanted = Vec::new();
+        for ((server, routes), redirects) in servers.iter().zip(&redirects) {
+            let https_redirect = server.https_redirect;
+            let hosts = routes.hosts.iter();
+            wanted.extend(hosts.map(|host| NewMention {
+                domain: host.domain,
+                part: Some(host.routes),
+                https_redirect,
+            }));
+            wanted.extend(redirects.iter().map(|domain| NewMention { domain, part: None, https_redirect }));
         }
-        if table.hosts.len() > order.len() {
-            table.hosts.retain(|_, host| host.used == compiles);
-        }
-        let is_same = order.len() == table.order.len()
-            && table.table.name == name
-            && order.iter().zip(&table.order).all(|(a, b)| Arc::ptr_eq(a, b));
-        if !is_same {
-            table.table = Arc::new(RouteTable::new(name.clone(), order.iter().cloned()));
-            table.order = order;
+        let changed = table.follow(&wanted);
+        if !changed.is_empty() || table.table.name != name {
+            let drafts = if changed.len() <= FEW { table.drafts_of(&changed) } else { table.all_drafts() };
+            let is_whole = changed.len() > FEW;
+            let mut hosts: Vec<(Arc<str>, Option<Arc<VirtualHost>>)> = Vec::with_capacity(drafts.len());
+            for draft in drafts {
+                let host = self.virtual_host(&mut table, &draft, port);
+                hosts.push((draft.domain, host));
+            }
+            table.publish(name.clone(), hosts, is_whole);
         }
         let made = Arc::clone(&table.table);
         self.tables.insert(name, table);
@@ -103,82 +111,144 @@ impl Tables {
     pub(super) fn forget_unused(&mut self) {
         let compiles = self.compiles;
         self.tables.retain(|_, table| table.used == compiles);
-        // Lists live on in their virtual hosts; here they only wait for another host with the same parts.
+        // Lists live on in their virtual hosts; here they wait for another host with the same parts.
         self.lists.retain(|_, list| list.used == compiles);
         self.compiles += 1;
     }
 
-    fn virtual_host(&mut self, draft: &Draft, port: u16) -> VirtualHost {
-        let mut resources = Vec::new();
-        for part in &draft.parts {
-            if !resources.contains(&part.resource) {
-                resources.push(part.resource.clone());
-            }
+    /// The virtual host; the one of before if it is the same. `None` if nobody asks for it any more.
+    fn virtual_host(&mut self, table: &mut Table, draft: &Draft, port: u16) -> Option<Arc<VirtualHost>> {
+        let Draft { domain, parts, https_redirect } = draft;
+        if parts.is_empty() && !https_redirect {
+            table.hosts.remove(domain);
+            return None;
         }
-        VirtualHost {
-            name: format!("{}:{port}", draft.domain),
-            domain: Arc::clone(&draft.domain),
-            routes: self.routes(&draft.parts),
-            https_redirect: draft.https_redirect,
-            resources,
+        let routes = self.routes(parts);
+        if let Some(known) = table.hosts.get(domain)
+            && Arc::ptr_eq(&known.routes, &routes)
+            && known.https_redirect == *https_redirect
+        {
+            return Some(Arc::clone(known));
         }
+        let mut seen = AHashSet::with_capacity(parts.len());
+        let resources = parts.iter().map(|part| &part.resource).filter(|resource| seen.insert(*resource));
+        let host = Arc::new(VirtualHost {
+            name: format!("{domain}:{port}"),
+            domain: Arc::clone(domain),
+            routes,
+            https_redirect: *https_redirect,
+            resources: resources.cloned().collect(),
+        });
+        table.hosts.insert(Arc::clone(domain), Arc::clone(&host));
+        Some(host)
     }
 
     /// The routes of all parts; those that match everything go to the end, in their order.
     fn routes(&mut self, parts: &[Arc<VirtualServiceRoutes>]) -> Arc<RouteList> {
-        let compiles = self.compiles;
-        let list = self.lists.entry(addresses(parts)).or_insert_with(|| {
+        let addresses = parts.iter().map(|part| Arc::as_ptr(part).addr()).collect();
+        let list = self.lists.entry(addresses).or_insert_with(|| {
             let routes = parts.iter().flat_map(|part| &part.routes);
             let catch_alls = parts.iter().filter_map(|part| part.catch_all.as_ref());
             let routes = routes.chain(catch_alls).cloned().collect();
-            List { used: compiles, parts: parts.to_vec(), routes: Arc::new(RouteList::new(routes)) }
+            List { used: 0, _parts: parts.to_vec(), routes: Arc::new(RouteList::new(routes)) }
         });
-        list.used = compiles;
-        debug_assert_eq!(list.parts.len(), parts.len());
+        list.used = self.compiles;
         Arc::clone(&list.routes)
     }
 }
 
-impl Host {
-    fn is_made_of(&self, draft: &Draft) -> bool {
-        self.virtual_host.https_redirect == draft.https_redirect
-            && self.parts.len() == draft.parts.len()
-            && self.parts.iter().zip(&draft.parts).all(|(a, b)| Arc::ptr_eq(a, b))
+impl Table {
+    /// Takes over what servers ask for; the mentions that came or went.
+    fn follow(&mut self, wanted: &[NewMention<'_>]) -> Vec<Mention> {
+        let (first, last) = common_ends(&self.mentions, wanted, |known, wanted| {
+            let same_part = match (&known.part, wanted.part) {
+                (Some(known), Some(wanted)) => Arc::ptr_eq(known, wanted),
+                (None, None) => true,
+                _ => false,
+            };
+            // Domains of redirects are made for each compile.
+            let same_domain =
+                Arc::ptr_eq(&known.domain, wanted.domain) || (wanted.part.is_none() && known.domain == *wanted.domain);
+            same_part && same_domain && known.https_redirect == wanted.https_redirect
+        });
+        let gone = first..self.mentions.len() - last;
+        let hasher = &self.hasher;
+        let come = wanted[first..wanted.len() - last].iter().map(|mention| Mention {
+            domain: Arc::clone(mention.domain),
+            hash: hasher.hash_one(mention.domain),
+            part: mention.part.map(Arc::clone),
+            https_redirect: mention.https_redirect,
+        });
+        let come: Vec<Mention> = come.collect();
+        let mut changed: Vec<Mention> = self.mentions.splice(gone, come.iter().cloned()).collect();
+        changed.extend(come);
+        changed
+    }
+
+    /// The virtual hosts of the changed mentions, out of all mentions of their domains.
+    fn drafts_of(&self, changed: &[Mention]) -> Vec<Draft> {
+        let mut drafts: Vec<(u64, Draft)> = Vec::new();
+        for mention in changed {
+            if !drafts.iter().any(|(_, draft)| draft.domain == mention.domain) {
+                drafts.push((mention.hash, Draft::new(&mention.domain)));
+            }
+        }
+        for mention in &self.mentions {
+            let same = |(hash, draft): &&mut (u64, Draft)| *hash == mention.hash && draft.domain == mention.domain;
+            if let Some((_, draft)) = drafts.iter_mut().find(same) {
+                draft.add(mention);
+            }
+        }
+        let mut drafts: Vec<Draft> = drafts.into_iter().map(|(_, draft)| draft).collect();
+        drafts.iter_mut().for_each(Draft::drop_repeats);
+        drafts
+    }
+
+    /// All virtual hosts, in the order of their first mention.
+    fn all_drafts(&self) -> Vec<Draft> {
+        let mut drafts: Vec<Draft> = Vec::with_capacity(self.mentions.len());
+        let mut by_domain: AHashMap<&str, usize> = AHashMap::with_capacity(self.mentions.len());
+        for mention in &self.mentions {
+            let index = *by_domain.entry(&mention.domain).or_insert_with(|| {
+                drafts.push(Draft::new(&mention.domain));
+                drafts.len() - 1
+            });
+            drafts[index].add(mention);
+        }
+        drafts.iter_mut().for_each(Draft::drop_repeats);
+        drafts
+    }
+
+    /// A new route table; `hosts` are all of them if `is_whole`, else those that changed.
+    fn publish(&mut self, name: String, hosts: Vec<(Arc<str>, Option<Arc<VirtualHost>>)>, is_whole: bool) {
+        if is_whole {
+            let present: AHashMap<Arc<str>, Arc<VirtualHost>> =
+                hosts.into_iter().filter_map(|(domain, host)| Some((domain, host?))).collect();
+            self.table = Arc::new(RouteTable::new(name, present.values().cloned()));
+            self.hosts = present;
+            return;
+        }
+        let mut table = self.table.with_changes(hosts);
+        table.name = name;
+        self.table = Arc::new(table);
     }
 }
 
-fn addresses(parts: &[Arc<VirtualServiceRoutes>]) -> Vec<usize> {
-    parts.iter().map(|part| Arc::as_ptr(part).addr()).collect()
-}
+impl Draft {
+    fn new(domain: &Arc<str>) -> Self {
+        Self { domain: Arc::clone(domain), parts: Vec::new(), https_redirect: false }
+    }
 
-/// The virtual hosts that `servers` ask for, in the order of their first mention.
-fn drafts(servers: &[(&Server<'_>, &ServerRoutes)]) -> Vec<Draft> {
-    let expected = servers.iter().map(|(_, routes)| routes.hosts.len()).sum();
-    let mut drafts: Vec<Draft> = Vec::with_capacity(expected);
-    let mut by_domain: AHashMap<Arc<str>, usize> = AHashMap::with_capacity(expected);
-    // A VirtualService may get here through several servers; its routes count once.
-    let mut seen: AHashSet<(usize, usize)> = AHashSet::new();
-    let find = |domain: &Arc<str>, drafts: &mut Vec<Draft>, by_domain: &mut AHashMap<Arc<str>, usize>| {
-        *by_domain.entry(Arc::clone(domain)).or_insert_with(|| {
-            drafts.push(Draft { domain: Arc::clone(domain), ..Draft::default() });
-            drafts.len() - 1
-        })
-    };
-    for (server, routes) in servers {
-        for host in &routes.hosts {
-            let index = find(&host.domain, &mut drafts, &mut by_domain);
-            let draft = &mut drafts[index];
-            draft.https_redirect |= server.https_redirect;
-            if servers.len() == 1 || seen.insert((index, Arc::as_ptr(&host.routes).addr())) {
-                draft.parts.push(Arc::clone(&host.routes));
-            }
-        }
-        if server.https_redirect {
-            for domain in server.hosts.iter().filter_map(super::Host::redirect_domain) {
-                let index = find(&domain, &mut drafts, &mut by_domain);
-                drafts[index].https_redirect = true;
-            }
+    fn add(&mut self, mention: &Mention) {
+        self.https_redirect |= mention.https_redirect;
+        self.parts.extend(mention.part.clone());
+    }
+
+    /// A VirtualService may get here through several servers; its routes count once.
+    fn drop_repeats(&mut self) {
+        if self.parts.len() > 1 {
+            let mut seen = AHashSet::with_capacity(self.parts.len());
+            self.parts.retain(|part| seen.insert(Arc::as_ptr(part).addr()));
         }
     }
-    drafts
 }

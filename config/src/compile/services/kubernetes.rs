@@ -222,34 +222,34 @@ impl Sources<'_> {
     }
 }
 
-/// The port that the Service in front of this gateway sends the traffic of `port` to; `None` if no Service selects this
-/// gateway, or none has the port.
+/// Ports of the Services that select this gateway, with the ports that they send traffic to.
 ///
 /// Source: `reference/networking.md` §2.1.
-pub(in super::super) fn target_port(
-    world: &World<'_>,
-    labels: &BTreeMap<String, String>,
-    namespace: &str,
-    port: u16,
-) -> Option<u16> {
+pub(super) fn own_ports(world: &World<'_>, labels: &BTreeMap<String, String>, namespace: &str) -> Vec<(u16, u16)> {
     let services = world.services.iter().filter(|service| {
         let selector = &service.spec.selector;
-        !selector.is_empty() && is_label_subset(selector, labels) && &**service.namespace() == namespace
+        !selector.is_empty() && &**service.namespace() == namespace && is_label_subset(selector, labels)
     });
-    let mut ports = services.flat_map(|service| service.spec.ports.iter().map(move |port| (service, port)));
-    let (service, port) = ports.find(|(_, candidate)| candidate.port == u32::from(port))?;
-    match &port.target_port {
-        Some(IntOrString::Number(target)) if *target != 0 => u16::try_from(*target).ok(),
-        // The name of a container's port: only endpoints know its number.
-        Some(IntOrString::Name(_)) => {
-            let slices = world.endpoint_slices.iter().filter(|slice| {
-                let meta = &slice.resource.meta;
-                meta.namespace == service.resource.meta.namespace
-                    && meta.labels.get(SERVICE_NAME).is_some_and(|name| **name == *service.resource.meta.name)
-            });
-            let mut ports = slices.flat_map(|slice| &slice.spec.ports);
-            ports.find(|candidate| candidate.name == port.name)?.port.and_then(|number| u16::try_from(number).ok())
-        }
-        _ => None,
-    }
+    let ports = services.flat_map(|service| service.spec.ports.iter().map(move |port| (service, port)));
+    ports
+        .filter_map(|(service, port)| {
+            let number = u16::try_from(port.port).ok()?;
+            let target = match &port.target_port {
+                Some(IntOrString::Number(target)) if *target != 0 => u16::try_from(*target).ok(),
+                Some(IntOrString::Name(_)) => named_port(world, *service, &port.name),
+                _ => None,
+            };
+            Some((number, target.unwrap_or(number)))
+        })
+        .collect()
+}
+
+/// The number behind the name of a container's port, which only endpoints know.
+fn named_port(world: &World<'_>, service: Object<'_, kubernetes::Service>, port: &str) -> Option<u16> {
+    let slices = world.endpoint_slices.iter().filter(|slice| {
+        slice.namespace() == service.namespace()
+            && slice.resource.meta.labels.get(SERVICE_NAME).is_some_and(|name| **name == *service.resource.meta.name)
+    });
+    let found = slices.flat_map(|slice| &slice.spec.ports).find(|candidate| candidate.name == port)?;
+    found.port.and_then(|number| u16::try_from(number).ok())
 }

@@ -76,7 +76,7 @@ fn an_edit_leaves_the_rest_alone() {
         Arc::clone(snapshot.listeners.iter().find(|listener| listener.port == port).unwrap())
     };
     assert!(Arc::ptr_eq(&listener(&before, 81), &listener(&after, 81)));
-    for (name, cluster) in &before.clusters {
+    for (name, cluster) in before.clusters.iter() {
         assert!(Arc::ptr_eq(cluster, &after.clusters[name]), "{name}");
     }
     assert!(Arc::ptr_eq(&before.mesh, &after.mesh));
@@ -184,4 +184,110 @@ fn a_memo_gives_what_a_fresh_compile_gives() {
         let fresh = crate::load::load([directory.directory.path().to_owned()], Options::default()).snapshot;
         assert_eq!(*memoised, *fresh);
     }
+}
+
+/// Documents in several versions; a step of a history picks one version of each, or none.
+fn versions() -> Vec<Vec<Arc<Resource>>> {
+    let rule = |name: &str, host: &str, more: &str, action: &str| {
+        let spec = format!(
+            "{{hosts: [{host}], gateways: [gw/web]{more}, http: [{{match: [{{uri: {{prefix: /{name}}}}}], {action}}}]}}"
+        );
+        virtual_service("n", name, &spec)
+    };
+    let respond = |status: u16| format!("directResponse: {{status: {status}}}");
+    let to = |host: &str| format!("route: [{{destination: {{host: {host}}}}}]");
+    let service =
+        |port: u16| document("Service", "n", "s", &format!("spec: {{ports: [{{name: http, port: {port}}}]}}"));
+    let destination_rule = |spec: &str| document("DestinationRule", "n", "r", &format!("spec: {spec}"));
+    let catch_all =
+        "{hosts: [one.com, '*.two.com'], gateways: [gw/web, gw/xeb], http: [{directResponse: {status: 299}}]}";
+    let root = "{hosts: [root.com], gateways: [gw/web], http: [{match: [{uri: {prefix: /}}], delegate: {name: leaf}}]}";
+    let leaf =
+        |status: u16| virtual_service("n", "leaf", &format!("{{http: [{{directResponse: {{status: {status}}}}}]}}"));
+    let server =
+        |hosts: &str, rest: &str| format!("{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: {hosts}{rest}}}");
+    let texts: Vec<Vec<String>> = vec![
+        vec![
+            gateway("gw", "web", &server("['*']", "")),
+            gateway("gw", "web", &server("[one.com, root.com]", "")),
+            gateway("gw", "web", &server("['*.two.com', one.com]", ", tls: {httpsRedirect: true}")),
+        ],
+        vec![
+            gateway("gw", "xeb", &server("[one.com]", "")),
+            gateway("gw", "xeb", &server("['*']", ", bind: 127.0.0.1")),
+        ],
+        vec![
+            rule("a", "one.com", "", &respond(201)),
+            rule("a", "one.com, a.two.com", "", &respond(202)),
+            rule("a", "one.com", ", exportTo: ['.']", &respond(203)),
+        ],
+        vec![rule("b", "one.com", "", &to("s")), rule("b", "three.com", "", &to("missing"))],
+        vec![rule("c", "'*'", "", &to("s")), rule("c", "'*'", "", &to("ext.com"))],
+        vec![virtual_service("n", "z", catch_all)],
+        vec![virtual_service("n", "root", root)],
+        vec![leaf(205), leaf(206)],
+        vec![service(1), service(2)],
+        vec![
+            document(
+                "ServiceEntry",
+                "n",
+                "e",
+                "spec: {hosts: [ext.com], ports: [{number: 80, name: http}], resolution: DNS}",
+            ),
+            document(
+                "ServiceEntry",
+                "n",
+                "e",
+                "spec: {hosts: [ext.com], ports: [{number: 80, name: http}], resolution: STATIC, endpoints: [{address: 192.0.2.1}]}",
+            ),
+        ],
+        vec![
+            destination_rule("{host: s, trafficPolicy: {connectionPool: {tcp: {maxConnections: 5}}}}"),
+            destination_rule("{host: '*', trafficPolicy: {outlierDetection: {}}}"),
+        ],
+    ];
+    let resource = |text: &String| {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("input.yaml");
+        fs::write(&file, text).unwrap();
+        let generation = accept::load([file], "istio-system");
+        assert_eq!(generation.resources.len(), 1, "{:?}\n{text}", generation.diagnostics);
+        Arc::clone(&generation.resources[0])
+    };
+    texts.iter().map(|versions| versions.iter().map(resource).collect()).collect()
+}
+
+#[test]
+fn any_history_leads_to_what_a_fresh_compile_gives() {
+    use proptest::prelude::*;
+    use proptest::test_runner::{Config, TestRunner};
+
+    const STEPS: usize = 12;
+
+    let versions = versions();
+    // Which document changes, and to which version; 0 removes it.
+    let step = prop::collection::vec((0..versions.len(), 0..4_usize), 1..4);
+    let options = Options::default();
+    let config = Config { cases: 150, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(&prop::collection::vec(step, STEPS), |history| {
+            let mut memo = Memo::default();
+            let mut chosen: Vec<Option<&Arc<Resource>>> = versions.iter().map(|versions| versions.first()).collect();
+            for step in history {
+                for (document, version) in step {
+                    let number = version.checked_sub(1).map(|version| version % versions[document].len());
+                    chosen[document] = number.map(|number| &versions[document][number]);
+                }
+                let resources: Vec<Arc<Resource>> =
+                    chosen.iter().flatten().map(|resource| Arc::clone(resource)).collect();
+                let input = Input { resources: &resources, refused: &[] };
+                let memoised = compile(input, &options, &mut memo);
+                let fresh = compile(input, &options, &mut Memo::default());
+                prop_assert_eq!(render::text(&memoised.snapshot), render::text(&fresh.snapshot));
+                prop_assert_eq!(memoised.snapshot, fresh.snapshot);
+                prop_assert_eq!(memoised.diagnostics, fresh.diagnostics);
+            }
+            Ok(())
+        })
+        .unwrap();
 }

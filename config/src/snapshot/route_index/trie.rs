@@ -78,12 +78,21 @@ impl Trie {
     pub(super) fn walk(&self, length: usize, at: impl Fn(usize) -> u8, mut visit: impl FnMut(Target)) {
         let Some(mut node) = self.nodes.first() else { return };
         let mut position = 0;
+        // The first byte of a child's label has led to it.
+        let mut known = 0;
         loop {
-            let label = &self.labels[node.label as usize..][..node.label_length as usize];
-            if length - position < label.len() || !label.iter().enumerate().all(|(i, &byte)| at(position + i) == byte) {
+            let label_length = node.label_length as usize;
+            if length - position < label_length {
                 return;
             }
-            position += label.len();
+            if label_length > known {
+                let label = &self.labels[node.label as usize..][..label_length];
+                if !(known..label_length).all(|i| at(position + i) == label[i]) {
+                    return;
+                }
+            }
+            position += label_length;
+            known = 1;
             if let Some(target) = node.target {
                 visit(target);
             }
@@ -93,7 +102,14 @@ impl Trie {
             let children = node.children as usize;
             let firsts = &self.firsts[children..][..node.child_count as usize];
             let byte = at(position);
-            let Some(child) = firsts.iter().position(|&first| first == byte) else { return };
+            // In order, and mostly few: counting needs no branch that could be mispredicted.
+            let child = match firsts.len() {
+                0..=16 => firsts.iter().map(|&first| usize::from(first < byte)).sum(),
+                _ => firsts.partition_point(|&first| first < byte),
+            };
+            if firsts.get(child) != Some(&byte) {
+                return;
+            }
             node = &self.nodes[children + child];
         }
     }

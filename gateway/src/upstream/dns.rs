@@ -424,7 +424,8 @@ mod tests {
     }
 
     fn state(clusters: &[Arc<snapshot::Cluster>], previous: &State) -> Arc<State> {
-        let clusters = clusters.iter().map(|cluster| (cluster.name.clone(), Arc::clone(cluster))).collect();
+        let clusters = clusters.iter().map(|cluster| (cluster.name.clone(), Arc::clone(cluster)));
+        let clusters = Arc::new(clusters.collect());
         Arc::new(State::build(Arc::new(Snapshot { clusters, ..Snapshot::default() }), previous))
     }
 

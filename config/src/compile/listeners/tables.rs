@@ -9,6 +9,7 @@ use ahash::{AHashMap, AHashSet, RandomState};
 use super::super::common_ends;
 use super::super::virtual_services::{ServerRoutes, VirtualServiceRoutes};
 use super::Server;
+use crate::snapshot::ResourceName;
 use crate::snapshot::host::{RouteTable, VirtualHost};
 use crate::snapshot::route::RouteList;
 
@@ -131,7 +132,11 @@ impl Tables {
             return Some(Arc::clone(known));
         }
         let mut seen = AHashSet::with_capacity(parts.len());
-        let resources = parts.iter().map(|part| &part.resource).filter(|resource| seen.insert(*resource));
+        // The same resource has the same `Arc`s.
+        let identity = |resource: &ResourceName| {
+            (resource.namespace.as_ptr().addr(), resource.name.as_ptr().addr())
+        };
+        let resources = parts.iter().map(|part| &part.resource).filter(|resource| seen.insert(identity(resource)));
         let host = Arc::new(VirtualHost {
             name: format!("{domain}:{port}"),
             domain: Arc::clone(domain),

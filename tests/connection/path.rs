@@ -126,7 +126,8 @@ const ESCAPED_SLASHES: &[(&str, &str, &str)] = &[
     ("/./..//%2F", "307 - path_normalization_failed //", "400 - path_normalization_failed"),
 ];
 
-/// The same for `:path` of HTTP/2 in mode BASE; `closed` stands for a connection that ends without an answer.
+/// The same for `:path` of HTTP/2 in mode BASE. `closed` stands for a connection that ends without an answer, `refused` for
+/// what the codec finds malformed (RFC 9113 §8.3.1); there Envoy closes too, and takes bytes above 127 in its stride.
 #[rustfmt::skip]
 const HTTP2: &[(&str, &str)] = &[
     ("/a/../b", "/b"),
@@ -136,12 +137,12 @@ const HTTP2: &[(&str, &str)] = &[
     ("/%", "/%"),
     ("/%00", "400 - path_normalization_failed"),
     ("/a#f", "/a"),
-    ("/a b", "closed DPE http2.invalid.header.field"),
-    ("/\u{e9}", "/%E9"),
-    ("a", "closed DPE http2.violation.of.messaging.rule"),
+    ("/a b", "refused"),
+    ("/\u{e9}", "refused"),
+    ("a", "refused"),
     ("*", "closed DPE http2.violation.of.messaging.rule"),
-    ("", "closed DPE http2.invalid.header.field"),
-    ("http://a.com/x", "closed DPE http2.violation.of.messaging.rule"),
+    ("", "refused"),
+    ("http://a.com/x", "refused"),
 ];
 
 async fn start(mesh_config: &str, upstream: &Upstream) -> Gateway {
@@ -252,6 +253,11 @@ async fn over_http2() {
         let fields: [(&str, &[u8]); 4] =
             [(":method", b"GET"), (":scheme", b"http"), (":authority", b"a.com"), (":path", &path)];
         client.headers(1, &fields, true).await;
+        if *expected == "refused" {
+            table.check("refused", &Ok(()), &client.refuses_stream(1).await);
+            table.check("requests at the upstream", &0, &upstream.take().len());
+            continue;
+        }
         let closed = matches!(client.next(Duration::from_secs(5)).await, Err(End::Closed | End::Reset));
         let received = upstream.take();
         let received = received.first().map(|seen| seen.target.as_str());

@@ -40,6 +40,8 @@ pub enum End {
 /// An answer. Status 0: none came, see `end`.
 #[derive(Debug, Clone, Default)]
 pub struct Response {
+    /// `HTTP/1.1` or `HTTP/1.0`; empty for HTTP/2.
+    pub version: String,
     pub status: u16,
     pub reason: String,
     pub headers: Fields,
@@ -235,14 +237,18 @@ impl Http1 {
         loop {
             let line = self.line().await?;
             let malformed = || Failure::Malformed(line.clone());
-            let (code, reason) =
-                line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.split_once(' ')).ok_or_else(malformed)?;
+            let (version, rest) = line.split_once(' ').ok_or_else(malformed)?;
+            let (code, reason) = rest.split_once(' ').ok_or_else(malformed)?;
+            if !matches!(version, "HTTP/1.1" | "HTTP/1.0") {
+                return Err(malformed());
+            }
             let status = code.parse().map_err(|_| malformed())?;
             let headers = self.fields().await?;
             if (100..200).contains(&status) && status != 101 {
                 response.interim.push((status, headers));
                 continue;
             }
+            response.version = version.to_owned();
             response.status = status;
             response.reason = reason.to_owned();
             response.headers = headers;

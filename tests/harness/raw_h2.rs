@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::PATIENCE;
 use super::client::{CLIENT, End, connect_from};
 
 pub const DATA: u8 = 0;
@@ -16,6 +17,9 @@ pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
+
+/// Error code of RST_STREAM and GOAWAY.
+pub const PROTOCOL_ERROR: u32 = 1;
 
 pub const END_STREAM: u8 = 1;
 pub const ACK: u8 = 1;
@@ -102,6 +106,16 @@ impl RawH2 {
                 Ok(frame) => frames.push(frame),
                 Err(end) => return (frames, end),
             }
+        }
+    }
+
+    /// Whether the peer refuses a malformed request on this stream: a reset with PROTOCOL_ERROR, or the connection's end.
+    pub async fn refuses_stream(&mut self, stream: u32) -> Result<(), String> {
+        match self.next(PATIENCE).await {
+            Err(End::Closed | End::Reset) => Ok(()),
+            Ok(frame) if frame.kind == GOAWAY && frame.code() != 0 => Ok(()),
+            Ok(frame) if frame.kind == RST_STREAM && frame.stream == stream && frame.code() == PROTOCOL_ERROR => Ok(()),
+            other => Err(format!("{other:?}")),
         }
     }
 

@@ -186,7 +186,8 @@ fn request_header<'a>(facts: &'a Facts, name: &str) -> Option<&'a [u8]> {
     match name {
         ":method" => Some(&request.method),
         ":path" => Some(request.path.as_bytes()),
-        ":authority" | "host" => Some(&request.authority),
+        // HTTP/1.1 without a host: unset, as every header that isn't there.
+        ":authority" | "host" => Some(&*request.authority).filter(|authority| !authority.is_empty()),
         ":scheme" => Some(request.scheme.as_bytes()),
         _ => request.headers.get(name).map(|value| &**value),
     }

@@ -13,6 +13,8 @@ mod cli;
 mod connection;
 mod cors;
 mod local_reply;
+mod observability;
+mod peers;
 mod reload;
 mod resilience;
 mod routing;

@@ -51,6 +51,9 @@ spec:
 
 const UNREADABLE: &str = "kind: [VirtualService\n";
 
+/// Names and contents.
+type Files<'a> = &'a [(&'a str, &'a str)];
+
 struct Said {
     code: Option<i32>,
     out: String,
@@ -58,7 +61,7 @@ struct Said {
 }
 
 /// Runs `fairlead validate config` with these files and further arguments.
-async fn validate(files: &[(&str, &str)], arguments: &[&str]) -> Said {
+async fn validate(files: Files<'_>, arguments: &[&str]) -> Said {
     let place = directory(files);
     let mut command = fairlead(&["validate"]);
     command.args(arguments).current_dir(place.path());
@@ -77,7 +80,7 @@ async fn exit_codes() {
     let doubtful = [("gateway.yaml", GATEWAY), ("doubtful.yaml", DOUBTFUL)];
     let bad = [("gateway.yaml", GATEWAY), ("bad.yaml", BAD), ("good.yaml", GOOD)];
     let unreadable = [("gateway.yaml", GATEWAY), ("x.yaml", UNREADABLE)];
-    let rows: [(&str, &[(&str, &str)], &[&str], i32); 13] = [
+    let rows: [(&str, Files<'_>, &[&str], i32); 13] = [
         ("clean", &good, &["config"], 0),
         ("clean, strict", &good, &["config", "--strict"], 0),
         ("clean, one file", &good, &["config/gateway.yaml"], 0),

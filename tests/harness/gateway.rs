@@ -22,7 +22,7 @@ pub struct Builder {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     workers: usize,
-    access_log: &'static str,
+    access_log: Option<&'static str>,
 }
 
 /// A running gateway. It is killed when this is dropped.
@@ -79,9 +79,9 @@ impl Builder {
         self
     }
 
-    /// `off`, `text` or `json`; `text` unless a test says otherwise.
-    pub fn access_log(mut self, format: &'static str) -> Self {
-        self.access_log = format;
+    /// `off`, `text` or `json`, or `None` for what MeshConfig says; `text` unless a test says otherwise.
+    pub fn access_log(mut self, format: impl Into<Option<&'static str>>) -> Self {
+        self.access_log = format.into();
         self
     }
 
@@ -100,7 +100,10 @@ impl Builder {
         for option in ["--admin", "--status", "--metrics"] {
             command.args([option, "127.0.0.1:0"]);
         }
-        command.args(["--bind", "127.0.0.1", "--access-log", self.access_log, "--workers", &self.workers.to_string()]);
+        command.args(["--bind", "127.0.0.1", "--workers", &self.workers.to_string()]);
+        if let Some(format) = self.access_log {
+            command.args(["--access-log", format]);
+        }
         for port in &self.ports {
             command.args(["--port-map", &format!("{port}:0")]);
         }
@@ -142,7 +145,7 @@ impl Gateway {
             arguments: Vec::new(),
             environment: Vec::new(),
             workers: 1,
-            access_log: "text",
+            access_log: Some("text"),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Matchers of single strings.
 
 use std::fmt;
+use std::sync::Arc;
 
 use regex::bytes::Regex;
 use regex_syntax::ParserBuilder;
@@ -10,8 +11,11 @@ use regex_syntax::hir::literal::{ExtractKind, Extractor};
 /// A regular expression that must match a whole value, compared by its text.
 ///
 /// RE2 syntax as far as the `regex` crate shares it; both refuse look-around. Matched on bytes.
+/// Small, because routes have room for several and mostly have none.
 #[derive(Clone)]
-pub struct Pattern {
+pub struct Pattern(Arc<Compiled>);
+
+struct Compiled {
     text: String,
     regex: Regex,
     unicode: bool,
@@ -40,27 +44,28 @@ impl Pattern {
             Err(_) => (parse(text, true)?, true),
         };
         let regex = regex::bytes::RegexBuilder::new(&anchored(text)).unicode(unicode).build()?;
-        Ok(Self { text: text.to_owned(), regex, unicode, literals: literals(&hir) })
+        Ok(Self(Arc::new(Compiled { text: text.to_owned(), regex, unicode, literals: literals(&hir) })))
     }
 
     /// Whether the whole of `value` matches.
     pub fn is_match(&self, value: &[u8]) -> bool {
-        self.regex.is_match(value)
+        self.0.regex.is_match(value)
     }
 
     /// The text as configured.
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 
     /// What all matching values have in common.
     pub(super) fn literals(&self) -> &Literals {
-        &self.literals
+        &self.0.literals
     }
 
     /// The anchored expression with its mode in it, to be compiled together with others.
     pub(super) fn standalone(&self) -> String {
-        if self.unicode { anchored(&self.text) } else { format!("(?-u:{})", anchored(&self.text)) }
+        let anchored = anchored(self.as_str());
+        if self.0.unicode { anchored } else { format!("(?-u:{anchored})") }
     }
 }
 
@@ -100,7 +105,7 @@ fn extract(hir: &Hir, kind: ExtractKind) -> Box<[Box<[u8]>]> {
 
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
+        self.as_str() == other.as_str()
     }
 }
 
@@ -108,7 +113,7 @@ impl Eq for Pattern {}
 
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pattern({:?})", self.text)
+        write!(f, "Pattern({:?})", self.as_str())
     }
 }
 

@@ -133,9 +133,7 @@ impl Tables {
         }
         let mut seen = AHashSet::with_capacity(parts.len());
         // The same resource has the same `Arc`s.
-        let identity = |resource: &ResourceName| {
-            (resource.namespace.as_ptr().addr(), resource.name.as_ptr().addr())
-        };
+        let identity = |resource: &ResourceName| (resource.namespace.as_ptr().addr(), resource.name.as_ptr().addr());
         let resources = parts.iter().map(|part| &part.resource).filter(|resource| seen.insert(identity(resource)));
         let host = Arc::new(VirtualHost {
             name: format!("{domain}:{port}"),

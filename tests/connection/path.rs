@@ -182,11 +182,12 @@ fn refusal(expected: &str) -> Option<(&str, &str)> {
 
 async fn check_mode(
     mode: &str,
+    title: &'static str,
     expected: impl Fn(&(&'static str, &'static str, &'static str, &'static str, &'static str)) -> &'static str,
 ) {
     let upstream = Upstream::ok().await;
     let gateway = start(&format!("pathNormalization: {{normalization: {mode}}}"), &upstream).await;
-    let mut table = Table::new("networking.md §4.2, one mode");
+    let mut table = Table::new(title);
     for row in MODES {
         table.row(format!("{mode} {:?}", row.0));
         check(&mut table, &gateway, &upstream, row.0, expected(row)).await;
@@ -197,22 +198,22 @@ async fn check_mode(
 
 #[tokio::test]
 async fn base() {
-    check_mode("BASE", |row| row.1).await;
+    check_mode("BASE", "networking.md §4.2, BASE", |row| row.1).await;
 }
 
 #[tokio::test]
 async fn none() {
-    check_mode("NONE", |row| row.2).await;
+    check_mode("NONE", "networking.md §4.2, NONE", |row| row.2).await;
 }
 
 #[tokio::test]
 async fn merge_slashes() {
-    check_mode("MERGE_SLASHES", |row| row.3).await;
+    check_mode("MERGE_SLASHES", "networking.md §4.2, MERGE_SLASHES", |row| row.3).await;
 }
 
 #[tokio::test]
 async fn decode_and_merge_slashes() {
-    check_mode("DECODE_AND_MERGE_SLASHES", |row| row.4).await;
+    check_mode("DECODE_AND_MERGE_SLASHES", "networking.md §4.2, DECODE_AND_MERGE_SLASHES", |row| row.4).await;
 }
 
 #[tokio::test]

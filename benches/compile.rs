@@ -92,7 +92,8 @@ fn run(resources: &[Arc<Resource>], memo: &mut Memo) -> usize {
 }
 
 fn compiles(criterion: &mut Criterion) {
-    let kinds: [(&str, fn(usize) -> String); 2] = [("own_host", own_host), ("one_host", one_host)];
+    type Document = fn(usize) -> String;
+    let kinds: [(&str, Document); 2] = [("own_host", own_host), ("one_host", one_host)];
     for (name, document) in kinds {
         let mut group = criterion.benchmark_group(format!("compile/{name}"));
         group.sample_size(20);

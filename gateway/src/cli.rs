@@ -135,6 +135,9 @@ struct NetworkArgs {
     /// Worker threads [default: number of CPUs]
     #[arg(long, value_name = "N", env = "FAIRLEAD_WORKERS")]
     workers: Option<NonZeroUsize>,
+    /// Offer WebSocket over HTTP/2 (RFC 8441) to clients; Istio's gateway doesn't
+    #[arg(long, env = "FAIRLEAD_HTTP2_WEBSOCKET")]
+    http2_websocket: bool,
     /// Write where everything listens to FILE, as JSON, once the gateway is ready and after each change
     #[arg(long, value_name = "FILE", env = "FAIRLEAD_READY_FILE")]
     ready_file: Option<PathBuf>,
@@ -260,7 +263,7 @@ fn run(arguments: RunArgs) -> ExitCode {
 impl RunArgs {
     fn into_options(self) -> Result<Options, String> {
         let Self { config, accept_invalid, identity, certs: _, identity_directory: _, network, logging } = self;
-        let NetworkArgs { bind, admin, status, metrics, workers, ready_file } = network;
+        let NetworkArgs { bind, admin, status, metrics, workers, http2_websocket, ready_file } = network;
         let access_log = logging.access_log.map(|choice| match choice {
             AccessLog::Off => AccessLogChoice::Off,
             AccessLog::Text => AccessLogChoice::Text,
@@ -275,6 +278,8 @@ impl RunArgs {
             ports: Addresses { admin: admin.0, status: status.0, metrics: metrics.0 },
             workers: workers.unwrap_or(cpus),
             max_connections: value::from_environment("ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS", value::number)?,
+            own_address: value::from_environment("INSTANCE_IP", |text| text.parse().ok())?,
+            http2_websocket,
             ready_file,
             shutdown: Shutdown {
                 drain: value::from_environment("TERMINATION_DRAIN_DURATION_SECONDS", value::number)?

@@ -92,6 +92,8 @@ fn gateway(directory: &Path, port: u16) -> Options {
         ports: Addresses { admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), status: None, metrics: None },
         workers: NonZeroUsize::MIN,
         max_connections: None,
+        own_address: None,
+        http2_websocket: false,
         ready_file: None,
         shutdown: Shutdown { drain: Some(Duration::ZERO), until_no_connections: false, minimum: Duration::ZERO },
     }

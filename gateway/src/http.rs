@@ -66,32 +66,32 @@ async fn serve_connection(worker: Rc<Worker>, downstream: Downstream) {
     let mut connection = Buffered::new(transport, BytesMut::new());
     let context = Rc::new(Serving { worker, listener, facts, drain, current: RefCell::default() });
     let limit = context.pin().1.settings.idle_timeout.unwrap_or(SNIFF_TIMEOUT);
-    let speaks_http2 = tokio::time::timeout(limit, sniff(&mut connection)).await;
-    match speaks_http2 {
-        Ok(Some(true)) => {
+    let first = tokio::time::timeout(limit, poll_fn(|cx| connection.poll_fill(cx))).await;
+    let Ok(Ok(1..)) = first else { return };
+    // Whoever stops within the preface is served as HTTP/1.1, whose deadlines for heads hold.
+    let patience = context.pin().1.settings.request_headers_timeout.unwrap_or(limit);
+    match tokio::time::timeout(patience, sniff(&mut connection)).await {
+        Ok(true) => {
             let (mut transport, read) = connection.into_parts();
             transport.rewind(read);
             h2::serve(context, transport).await;
         }
-        Ok(Some(false)) => h1::serve(&context, connection).await,
-        // Closed without a byte, or silent.
-        Ok(None) | Err(_) => {}
+        Ok(false) | Err(_) => h1::serve(&context, connection).await,
     }
 }
 
-/// Whether the connection begins with the HTTP/2 preface; `None` if it ends before a byte.
-async fn sniff(connection: &mut Buffered) -> Option<bool> {
+/// Whether the connection begins with the HTTP/2 preface.
+async fn sniff(connection: &mut Buffered) -> bool {
     loop {
         let seen = connection.read.len().min(PREFACE.len());
         if connection.read[..seen] != PREFACE[..seen] {
-            return Some(false);
+            return false;
         }
         if seen == PREFACE.len() {
-            return Some(true);
+            return true;
         }
         match poll_fn(|cx| connection.poll_fill(cx)).await {
-            Ok(0) | Err(_) if seen == 0 => return None,
-            Ok(0) | Err(_) => return Some(false),
+            Ok(0) | Err(_) => return false,
             Ok(_) => {}
         }
     }

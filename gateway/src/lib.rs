@@ -18,6 +18,7 @@ pub mod upstream;
 pub mod worker;
 
 use std::io;
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -58,6 +59,10 @@ pub struct Options {
     pub workers: NonZeroUsize,
     /// Downstream connections at once; `None`: as many as Istio allows.
     pub max_connections: Option<u64>,
+    /// The gateway's own address, told to upstreams in place of a client on 127.0.0.1 (`INSTANCE_IP`).
+    pub own_address: Option<IpAddr>,
+    /// Offer WebSocket over HTTP/2 to clients.
+    pub http2_websocket: bool,
     /// Where to say that the gateway is ready.
     pub ready_file: Option<PathBuf>,
     /// How it ends.
@@ -107,8 +112,19 @@ pub struct Running {
 /// # Errors
 /// See [`StartFailure`].
 pub async fn start(options: Options) -> Result<Running, StartFailure> {
-    let Options { roots, identity, accept_invalid, bind, ports, workers, max_connections, ready_file, shutdown } =
-        options;
+    let Options {
+        roots,
+        identity,
+        accept_invalid,
+        bind,
+        ports,
+        workers,
+        max_connections,
+        own_address,
+        http2_websocket,
+        ready_file,
+        shutdown,
+    } = options;
     // The operating system names changed files as it was told the directories.
     let roots: Vec<PathBuf> = roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
     let source = Source {
@@ -117,7 +133,10 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
         cluster: identity.cluster_id.clone(),
         labels: identity.labels.clone(),
     };
-    let gateway = Arc::new(Gateway::new(Telemetry::new(&source, AccessLogger::new(io::stdout())?)));
+    let mut gateway = Gateway::new(Telemetry::new(&source, AccessLogger::new(io::stdout())?));
+    gateway.own_address = own_address;
+    gateway.http2_websocket = http2_websocket;
+    let gateway = Arc::new(gateway);
     if let Some(limit) = max_connections {
         gateway.telemetry.metrics.connections.limit(limit);
     }

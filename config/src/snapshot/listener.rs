@@ -77,6 +77,9 @@ pub struct HttpSettings {
     pub forwarded_port: bool,
     /// Keep the case of HTTP/1.1 header names.
     pub preserve_header_case: bool,
+    /// Pass a client's `x-forwarded-client-cert` on, from whomever it comes (`ALWAYS_FORWARD_ONLY`). The other modes
+    /// drop it where the client has shown no certificate.
+    pub forward_client_cert: bool,
     /// Answer HTTP/1.0 requests instead of 426 (`PILOT_HTTP10`).
     pub http10: bool,
     /// What to do with header names that contain `_`.
@@ -117,6 +120,7 @@ impl Default for HttpSettings {
             forwarded_host: false,
             forwarded_port: false,
             preserve_header_case: false,
+            forward_client_cert: false,
             http10: false,
             underscores: Underscores::Allow,
             request_headers_timeout: None,

@@ -319,6 +319,7 @@ fn string_match(path: &str, value: &StringMatch, empty_prefix: bool, findings: &
 
 fn redirect(path: &str, redirect: &HttpRedirect, matches: &[HttpMatchRequest], findings: &mut Findings) {
     let HttpRedirect { uri, prefix_rewrite, authority, port: to_port, derive_port, scheme, redirect_code } = redirect;
+    no_control_characters(path, &[("uri", uri), ("prefixRewrite", prefix_rewrite), ("authority", authority)], findings);
     if !uri.is_empty() && !prefix_rewrite.is_empty() {
         findings.error(format!("{path}.prefixRewrite"), "`uri` and `prefixRewrite` exclude each other");
     }
@@ -354,6 +355,15 @@ fn redirect(path: &str, redirect: &HttpRedirect, matches: &[HttpMatchRequest], f
     }
 }
 
+/// A line end in one of these would end the line of HTTP/1.1 that it is written in.
+fn no_control_characters(path: &str, fields: &[(&str, &str)], findings: &mut Findings) {
+    for (field, text) in fields {
+        if !is_header_value(text) {
+            findings.error(format!("{path}.{field}"), "must not have control characters");
+        }
+    }
+}
+
 fn direct_response(path: &str, response: &HttpDirectResponse, findings: &mut Findings) {
     let HttpDirectResponse { status, body } = response;
     // Istio takes 600 as well, for which Envoy refuses the whole table.
@@ -374,6 +384,12 @@ fn direct_response(path: &str, response: &HttpDirectResponse, findings: &mut Fin
 
 fn rewrite(path: &str, rewrite: &HttpRewrite, findings: &mut Findings) {
     let HttpRewrite { uri, authority, uri_regex_rewrite } = rewrite;
+    let replacement = uri_regex_rewrite.as_ref().map_or("", |substitution| &substitution.rewrite);
+    no_control_characters(
+        path,
+        &[("uri", uri), ("authority", authority), ("uriRegexRewrite.rewrite", replacement)],
+        findings,
+    );
     match uri_regex_rewrite {
         Some(_) if !uri.is_empty() => {
             findings.error(format!("{path}.uriRegexRewrite"), "`uri` and `uriRegexRewrite` exclude each other");

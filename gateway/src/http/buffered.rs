@@ -152,6 +152,10 @@ impl Buffered {
         if self.tail_written >= self.tail.len() {
             self.tail.clear();
             self.tail_written = 0;
+        } else if self.tail_written >= HIGH_WATER {
+            // A queue that never runs dry must not keep what it has written.
+            self.tail.drain(..self.tail_written);
+            self.tail_written = 0;
         }
     }
 }

@@ -56,7 +56,8 @@ pub(super) fn sanitize(headers: &mut Headers, settings: &HttpSettings) -> Result
         b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"http2-settings" => false,
         b"te" => tokens(&line.value).any(|token| token.eq_ignore_ascii_case(b"trailers")),
         b"x-envoy-internal" => false,
-        name if name.starts_with(b"x-envoy-") => !is_control_header(&name[8..]),
+        b"x-forwarded-client-cert" => settings.forward_client_cert,
+        name if name.strip_prefix(b"x-envoy-").is_some_and(is_control_header) => false,
         _ if keep_upgrade => true,
         name => nominated
             .as_ref()
@@ -143,7 +144,7 @@ pub(super) fn forwarded(
             _ => peer.ip(),
         };
         match headers.get_mut("x-forwarded-for") {
-            Some(line) if !line.is_empty() => *line = format!("{},{peer}", String::from_utf8_lossy(line)).into(),
+            Some(line) if !line.is_empty() => *line = [&line[..], b",", peer.to_string().as_bytes()].concat().into(),
             Some(line) => *line = peer.to_string().into(),
             None => headers.push("x-forwarded-for", peer.to_string()),
         }

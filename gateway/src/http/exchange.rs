@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use config::snapshot::listener::{HttpChain, HttpSettings};
@@ -13,13 +14,16 @@ use config::snapshot::route::{Action, DirectResponse, RequestView};
 use super::edge::{self, Upgrade};
 use super::headers::Headers;
 use super::normalize::{Normalized, normalize};
-use super::timers::Timers;
+use super::timers::{Expired, Timers};
 use super::{ClientStream, Gone, Serving, forward, head, redirect};
 use crate::filter::cors;
 use crate::filter::headers as header_filter;
 use crate::request::{Facts, PathAndQuery, Protocol, RequestHead};
 use crate::response::{Failure, Flag, LocalReply, grpc_message, is_grpc};
 use crate::state::State;
+
+/// How long a client may take to read a reply of our own where nothing else is configured.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// When a request began.
 #[derive(Debug, Clone, Copy)]
@@ -368,7 +372,8 @@ impl Exchange {
             Bytes::new()
         } else {
             self.facts.status = reply.status;
-            if !reply.body.is_empty() {
+            // A 204 must have no length (RFC 9110 §8.6), although Envoy sends one.
+            if !reply.body.is_empty() && reply.status != 204 {
                 headers.set("content-length", reply.body.len().to_string());
                 if !headers.contains("content-type") {
                     headers.push("content-type", Bytes::from_static(b"text/plain"));
@@ -376,7 +381,7 @@ impl Exchange {
             }
             // Where there must be no body, its length still tells what it would have been.
             let head_request = self.facts.request.as_ref().is_some_and(|request| request.method == "HEAD");
-            if head_request || reply.status == 304 { Bytes::new() } else { reply.body }
+            if head_request || matches!(reply.status, 204 | 304) { Bytes::new() } else { reply.body }
         };
         if let (Some(origin), Some(Action::Forward(action))) =
             (&self.cors_origin, self.facts.route.as_ref().map(|route| &*route.action))
@@ -395,7 +400,27 @@ impl Exchange {
             stream.send_data(body);
             stream.send_end(None);
         }
-        poll_fn(|cx| stream.poll_flush(cx)).await.map_err(Cut::Client)
+        self.flush_reply(stream).await
+    }
+
+    /// Writes what is queued for the client; what ran out, if a deadline passes first.
+    pub async fn flush<S: ClientStream>(&mut self, stream: &mut S) -> Result<Option<Expired>, Cut> {
+        poll_fn(|cx| match stream.poll_flush(cx) {
+            Poll::Ready(flushed) => Poll::Ready(flushed.map(|()| None).map_err(Cut::Client)),
+            Poll::Pending => self.timers.poll(cx).map(|expired| Ok(Some(expired))),
+        })
+        .await
+    }
+
+    /// Writes a reply of our own. A client that doesn't read it gets as long as the stream may be idle.
+    async fn flush_reply<S: ClientStream>(&mut self, stream: &mut S) -> Result<(), Cut> {
+        self.timers.stop_all();
+        let settings = self.settings();
+        self.timers.watch_idle(settings.stream_idle_timeout.or(settings.idle_timeout).unwrap_or(REPLY_TIMEOUT));
+        match self.flush(stream).await? {
+            None => Ok(()),
+            Some(_) => Err(Cut::Response),
+        }
     }
 
     /// Answers a CORS preflight. Route operations don't apply to it.
@@ -404,7 +429,7 @@ impl Exchange {
         self.facts.status = 200;
         self.facts.response_headers = headers;
         self.send_head(stream, true);
-        poll_fn(|cx| stream.poll_flush(cx)).await.map_err(Cut::Client)
+        self.flush_reply(stream).await
     }
 
     /// Runs the response operations of the destination and the route that were chosen.

@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,6 +29,8 @@ use crate::upstream::{self, RequestBody, ResponseHead, Stream};
 
 /// Request bytes that are kept for another try: Envoy's buffer limit.
 const RETRY_BUFFER: usize = 1_048_576;
+/// Pieces of the retry buffer are at least this large, where smaller ones come one after the other.
+const REPLAY_PIECE: usize = 2048;
 /// Picks of another endpoint before a tried one is accepted.
 const RESELECTIONS: u32 = 5;
 
@@ -45,7 +47,9 @@ pub(super) async fn forward<S: ClientStream>(
         let drawn = fault::draw(policy, &exchange.context.worker);
         if let Some(delay) = drawn.delay {
             exchange.facts.flags.set(Flag::DI);
-            hold(exchange, stream, delay).await?;
+            if let Some(failure) = hold(exchange, stream, delay).await? {
+                return exchange.fail(stream, failure).await;
+            }
         }
         if let Some(failure) = drawn.abort {
             return exchange.fail(stream, failure).await;
@@ -70,7 +74,8 @@ pub(super) async fn forward<S: ClientStream>(
     exchange.facts.attempts = 1;
     let timeouts = prepare(exchange, action, destination);
     let body = RequestState::new(stream, action.retry.is_some(), Mirrors::start(exchange, action));
-    let mut forwarding = Forwarding { exchange, stream, action, cluster, timeouts, body, _active: active };
+    let mut forwarding =
+        Forwarding { exchange, stream, action, cluster, timeouts, body, broken: None, _active: active };
     forwarding.run().await
 }
 
@@ -92,8 +97,12 @@ fn choose<'a>(exchange: &mut Exchange, action: &'a Forward) -> &'a WeightedClust
     &action.clusters[exchange.destination]
 }
 
-/// Waits out an injected delay, unless the client goes away.
-async fn hold<S: ClientStream>(exchange: &mut Exchange, stream: &mut S, delay: Duration) -> Result<(), Cut> {
+/// Waits out an injected delay, unless the client goes away; the failure if a deadline passes.
+async fn hold<S: ClientStream>(
+    exchange: &mut Exchange,
+    stream: &mut S,
+    delay: Duration,
+) -> Result<Option<Failure>, Cut> {
     let mut sleep = pin!(tokio::time::sleep(delay));
     let timers = &mut exchange.timers;
     let expired = poll_fn(|cx| {
@@ -108,13 +117,7 @@ async fn hold<S: ClientStream>(exchange: &mut Exchange, stream: &mut S, delay: D
         timers.poll(cx).map(|expired| Ok(Some(expired)))
     })
     .await?;
-    match expired.and_then(|expired| timeout_failure(expired, stream.is_request_complete())) {
-        None => Ok(()),
-        Some(failure) => {
-            exchange.fail(stream, failure).await?;
-            Err(Cut::Response)
-        }
-    }
+    Ok(expired.map(|expired| timeout_failure(expired, stream.is_request_complete())))
 }
 
 /// Effective timeouts of a request.
@@ -139,7 +142,7 @@ fn prepare(exchange: &mut Exchange, action: &Forward, destination: &WeightedClus
             (wanted, limit) => wanted.or(limit),
         };
         if let Some(timeout) = timeouts.route {
-            request.headers.set("grpc-timeout", format!("{}m", timeout.as_millis()));
+            request.headers.set("grpc-timeout", grpc_timeout_text(timeout));
         }
     }
     let announced = match (timeouts.per_try, timeouts.route) {
@@ -205,6 +208,17 @@ fn grpc_timeout(value: &[u8]) -> Option<Duration> {
     (!timeout.is_zero()).then_some(timeout)
 }
 
+/// A duration as `grpc-timeout`, which has at most eight digits.
+fn grpc_timeout_text(timeout: Duration) -> String {
+    const MOST: u128 = 99_999_999;
+    let millis = timeout.as_millis();
+    match [(millis, 'm'), (millis / 1000, 'S'), (millis / 60_000, 'M')].into_iter().find(|(amount, _)| *amount <= MOST)
+    {
+        Some((amount, unit)) => format!("{amount}{unit}"),
+        None => format!("{}H", (millis / 3_600_000).min(MOST)),
+    }
+}
+
 fn rewritten(rewrite: &PathRewrite, path: &PathAndQuery) -> PathAndQuery {
     let old = path.path();
     let mut new = match rewrite {
@@ -220,15 +234,15 @@ fn rewritten(rewrite: &PathRewrite, path: &PathAndQuery) -> PathAndQuery {
 }
 
 /// The failure that a passed deadline makes of a request without a response.
-fn timeout_failure(expired: Expired, complete: bool) -> Option<Failure> {
-    Some(match expired {
+fn timeout_failure(expired: Expired, complete: bool) -> Failure {
+    match expired {
         Expired::Head => Failure::RequestHeaderTimeout,
         Expired::MaxDuration => Failure::MaxStreamDuration(complete),
         Expired::Route => Failure::RouteTimeout,
         Expired::PerTry => Failure::PerTryTimeout,
         Expired::Idle => Failure::StreamIdle(complete),
         Expired::Request => Failure::RequestTimeout,
-    })
+    }
 }
 
 /// How far the request body has come.
@@ -279,7 +293,14 @@ impl RequestState {
             self.replayed = 0;
             return;
         }
-        self.replay.push(data.clone());
+        // Small pieces are copied together: each on its own would hold the whole buffer that it was read into.
+        match self.replay.last_mut() {
+            Some(last) if last.len() + data.len() <= REPLAY_PIECE => {
+                *last = [&last[..], &data[..]].concat().into();
+            }
+            _ if data.len() <= REPLAY_PIECE => self.replay.push(Bytes::copy_from_slice(data)),
+            _ => self.replay.push(data.clone()),
+        }
         self.replayed = self.replay.len();
     }
 }
@@ -300,6 +321,8 @@ struct Forwarding<'f, S> {
     cluster: Arc<Cluster>,
     timeouts: Timeouts,
     body: RequestState,
+    /// How the response broke off, until what came before has been written.
+    broken: Option<Reset>,
     /// Counts this request among the cluster's.
     _active: Permit,
 }
@@ -365,10 +388,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
     }
 
     async fn expire(&mut self, expired: Expired) -> Result<(), Cut> {
-        match timeout_failure(expired, self.body.complete) {
-            Some(failure) => self.exchange.fail(self.stream, failure).await,
-            None => Ok(()),
-        }
+        self.exchange.fail(self.stream, timeout_failure(expired, self.body.complete)).await
     }
 
     /// One try: connection, request, response head.
@@ -394,16 +414,20 @@ impl<S: ClientStream> Forwarding<'_, S> {
         loop {
             let outcome = poll_fn(|cx| self.poll_attempt(cx, &mut upstream)).await?;
             match outcome {
-                Tried1::Head(head) if (100..200).contains(&head.status) && head.status != 101 => {
+                Polled::Head(mut head) if (100..200).contains(&head.status) && head.status != 101 => {
+                    clean_response(&mut head.headers, false);
+                    head.headers.remove("content-length");
                     self.stream.send_informational(head.status, &head.headers);
-                    poll_fn(|cx| self.stream.poll_flush(cx)).await?;
+                    if let Some(expired) = self.exchange.flush(self.stream).await? {
+                        return Ok(Tried::Expired(expired));
+                    }
                 }
-                Tried1::Head(head) => {
+                Polled::Head(head) => {
                     self.exchange.facts.response_started = Some(Instant::now());
                     return Ok(Tried::Response(head, upstream));
                 }
-                Tried1::Failed(reset) => return Ok(Tried::Failed(reset)),
-                Tried1::Expired(expired) => return Ok(Tried::Expired(expired)),
+                Polled::Failed(reset) => return Ok(Tried::Failed(reset)),
+                Polled::Expired(expired) => return Ok(Tried::Expired(expired)),
             }
         }
     }
@@ -422,7 +446,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
             if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {
                 return Poll::Ready(Ok(acquired.map_err(Tried::Failed)));
             }
-            if self.body.complete
+            if self.is_waiting_for_answer()
                 && let Poll::Ready(gone) = self.stream.poll_gone(cx)
             {
                 return Poll::Ready(Err(Cut::Client(gone)));
@@ -437,9 +461,15 @@ impl<S: ClientStream> Forwarding<'_, S> {
         Ok(acquired)
     }
 
+    /// Whether nothing more is read from the client before the upstream answers: the request is complete, or it is a
+    /// handshake, whose body comes after the answer.
+    fn is_waiting_for_answer(&self) -> bool {
+        self.body.complete || self.exchange.upgrade
+    }
+
     /// Route and per-try timeouts run from the moment the whole request has arrived.
     fn start_timers(&mut self) {
-        if !self.body.complete {
+        if !self.is_waiting_for_answer() {
             return;
         }
         if let Some(timeout) = self.timeouts.route {
@@ -450,29 +480,33 @@ impl<S: ClientStream> Forwarding<'_, S> {
         }
     }
 
-    fn poll_attempt(&mut self, cx: &mut Context<'_>, upstream: &mut Stream) -> Poll<Result<Tried1, Cut>> {
+    fn poll_attempt(&mut self, cx: &mut Context<'_>, upstream: &mut Stream) -> Poll<Result<Polled, Cut>> {
         if let Poll::Ready(Err(gone)) = self.poll_request(cx, upstream) {
             return Poll::Ready(Err(gone.into()));
         }
         if let Poll::Ready(head) = upstream.poll_head(cx) {
             return Poll::Ready(Ok(match head {
-                Ok(head) => Tried1::Head(head),
-                Err(reset) => Tried1::Failed(reset),
+                Ok(head) => Polled::Head(head),
+                Err(reset) => Polled::Failed(reset),
             }));
         }
-        if self.body.complete
+        if self.is_waiting_for_answer()
             && let Poll::Ready(gone) = self.stream.poll_gone(cx)
         {
             return Poll::Ready(Err(gone.into()));
         }
         self.start_timers();
-        self.exchange.timers.poll(cx).map(|expired| Ok(Tried1::Expired(expired)))
+        self.exchange.timers.poll(cx).map(|expired| Ok(Polled::Expired(expired)))
     }
 
     /// Moves the request body on; ready when all of it has been written.
     fn poll_request(&mut self, cx: &mut Context<'_>, upstream: &mut Stream) -> Poll<Result<(), Gone>> {
         while !self.body.sent {
-            ready!(upstream.poll_ready(cx));
+            if upstream.poll_ready(cx).is_pending() {
+                // Nothing is read from the client now, so its end must be looked for. What comes through a tunnel before
+                // its end still belongs to the upstream.
+                return if self.exchange.upgrade { Poll::Pending } else { self.stream.poll_gone(cx).map(Err) };
+            }
             if let Some(piece) = self.body.replay.get(self.body.replayed) {
                 upstream.send_data(piece.clone());
                 self.body.replayed += 1;
@@ -635,6 +669,8 @@ impl<S: ClientStream> Forwarding<'_, S> {
                 Ok(())
             }
             Relayed::Broken(reset) => {
+                // An HTTP/2 connection writes in its own task; a reset before that would take the head back.
+                tokio::task::yield_now().await;
                 let flag = if reset == Reset::ConnectionTermination { Flag::UC } else { reset.flag() };
                 self.exchange.facts.flags.set(flag);
                 self.exchange.facts.details = Cow::Owned(reset.details(false));
@@ -670,7 +706,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
         if !tunnel {
             self.exchange.timers.per_try.stop();
         }
-        while !*responded {
+        while !*responded && self.broken.is_none() {
             let Poll::Ready(ready) = self.stream.poll_ready(cx) else { break };
             ready?;
             match upstream.poll_frame(cx) {
@@ -689,14 +725,19 @@ impl<S: ClientStream> Forwarding<'_, S> {
                     *responded = true;
                 }
                 Poll::Ready(Some(Err(reset))) => {
-                    // What came before the break is still the client's.
-                    ready!(self.stream.poll_flush(cx))?;
-                    return Poll::Ready(Ok(Relayed::Broken(reset)));
+                    // Nothing may be read from a broken message; what came before is still the client's.
+                    self.broken = Some(reset);
+                    break;
                 }
                 Poll::Pending => break,
             }
         }
         let flushed = self.stream.poll_flush(cx)?;
+        if flushed.is_ready()
+            && let Some(reset) = self.broken.take()
+        {
+            return Poll::Ready(Ok(Relayed::Broken(reset)));
+        }
         if *responded && flushed.is_ready() {
             return Poll::Ready(Ok(if tunnel { Relayed::ClosedTunnel(Flag::UC) } else { Relayed::Complete }));
         }
@@ -717,7 +758,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
 }
 
 /// What one try's polling came to.
-enum Tried1 {
+enum Polled {
     Head(ResponseHead),
     Failed(Reset),
     Expired(Expired),

@@ -523,7 +523,8 @@ mod tests {
             }
             headers
         };
-        let cases: [(&[(&str, &str)], Result<Decoder, Failure>); 8] = [
+        type Lines = [(&'static str, &'static str)];
+        let cases: [(&Lines, Result<Decoder, Failure>); 8] = [
             (&[], Ok(Decoder::Done)),
             (&[("content-length", "2")], Ok(Decoder::Length(2))),
             (&[("transfer-encoding", "Chunked")], Ok(Decoder::chunked())),
@@ -537,8 +538,7 @@ mod tests {
             (&[("content-length", "2"), ("content-length", "2")], Err(Failure::CodecError)),
         ];
         for (lines, expected) in cases {
-            let lines: Vec<(&'static str, &'static str)> = lines.to_vec();
-            assert_eq!(framing(&mut headers(&lines)), expected, "{lines:?}");
+            assert_eq!(framing(&mut headers(lines)), expected, "{lines:?}");
         }
     }
 }

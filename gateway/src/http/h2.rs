@@ -15,7 +15,7 @@ use tokio::time::Sleep;
 
 use super::exchange::{self, Begun, is_authority_byte};
 use super::headers::Headers;
-use super::{ClientStream, Frame, Gone, Serving};
+use super::{ClientStream, Frame, Gone, Serving, content_length};
 use crate::request::{PathAndQuery, Protocol, RequestHead};
 use crate::response::Flag;
 use crate::stream::Transport;
@@ -34,6 +34,8 @@ const SEND_BUFFER: usize = 64 * 1024;
 const MAX_PENDING_RESETS: usize = 250;
 /// Malformed or oversized requests on one connection before it is cut.
 const MAX_REFUSED: u32 = 100;
+/// Time between the end of a drain and the close, as Envoy's delayed close.
+const CLOSE_DELAY: Duration = Duration::from_secs(1);
 /// How long the handshake may take: Envoy's listener filter timeout.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// After a response that came before the request's end: how much of the request is still read, and for how long. Some
@@ -67,7 +69,7 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(Next::Accepted(accepted.map(|accepted| accepted.map(Box::new))));
             }
-            if !lifetime.ending && draining.as_mut().poll(cx).is_ready() {
+            if lifetime.ending.is_none() && draining.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Next::Drain);
             }
             lifetime.poll(cx)
@@ -105,9 +107,11 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
             // A broken connection, or its end.
             Next::Accepted(Some(Err(_)) | None) => return,
             Next::Drain => {
-                lifetime.ending = true;
+                lifetime.end();
                 connection.graceful_shutdown();
             }
+            // The client had its time to take the second GOAWAY.
+            Next::Close => return,
         }
     }
 }
@@ -117,13 +121,16 @@ type Accepted = (http::Request<RecvStream>, SendResponse<Bytes>);
 enum Next {
     Accepted(Option<Result<Box<Accepted>, h2::Error>>),
     Drain,
+    Close,
 }
 
 /// Idle time and age of a connection.
 struct Lifetime {
     active: Rc<Cell<u32>>,
-    /// GOAWAY has been sent.
-    ending: bool,
+    /// GOAWAY has been sent; when this fires without a request under way, the connection closes.
+    ending: Option<Pin<Box<Sleep>>>,
+    /// Time from GOAWAY to the close.
+    drain_timeout: Duration,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
     age: Option<Pin<Box<Sleep>>>,
     last: Instant,
@@ -133,7 +140,8 @@ impl Lifetime {
     fn new(settings: &HttpSettings, active: &Rc<Cell<u32>>) -> Self {
         Self {
             active: Rc::clone(active),
-            ending: false,
+            ending: None,
+            drain_timeout: settings.drain_timeout + CLOSE_DELAY,
             idle: settings.idle_timeout.map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
             age: settings.max_connection_duration.map(|limit| Box::pin(tokio::time::sleep(limit))),
             last: Instant::now(),
@@ -144,8 +152,18 @@ impl Lifetime {
         self.last = Instant::now();
     }
 
+    fn end(&mut self) {
+        self.ending = Some(Box::pin(tokio::time::sleep(self.drain_timeout)));
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        if self.ending {
+        if let Some(timer) = &mut self.ending {
+            while timer.as_mut().poll(cx).is_ready() {
+                if self.active.get() == 0 {
+                    return Poll::Ready(Next::Close);
+                }
+                timer.as_mut().reset(tokio::time::Instant::now() + self.drain_timeout);
+            }
             return Poll::Pending;
         }
         if let Some(age) = &mut self.age
@@ -232,6 +250,9 @@ fn request_head(parts: http::request::Parts, context: &Serving) -> Result<Reques
     {
         return Err(Refusal::Underscore);
     }
+    if headers.get("content-length").is_some_and(|length| content_length(length).is_none()) {
+        return Err(Refusal::Malformed);
+    }
     let host = headers.get("host").cloned();
     headers.remove("host");
     join_cookies(&mut headers);
@@ -247,7 +268,9 @@ fn request_head(parts: http::request::Parts, context: &Serving) -> Result<Reques
     if let Some(protocol) = parts.extensions.get::<h2::ext::Protocol>() {
         method = Bytes::from_static(b"GET");
         headers.push("connection", Bytes::from_static(b"upgrade"));
-        headers.push("upgrade", Bytes::copy_from_slice(protocol.as_str().as_bytes()));
+        // Written out, not copied: the codec doesn't check what a client sends here.
+        let name = if protocol.as_str().eq_ignore_ascii_case("websocket") { "websocket" } else { "unknown" };
+        headers.push("upgrade", name);
         if !headers.contains("sec-websocket-key") {
             headers.push("sec-websocket-key", websocket_key(context));
         }

@@ -52,6 +52,10 @@ impl Mirrors {
                 continue;
             }
             let Some(cluster) = exchange.state.clusters.get(&mirror.cluster) else { continue };
+            // What must not leave in clear text doesn't leave as a copy either.
+            if cluster.config.refused.is_some() {
+                continue;
+            }
             let copy = Copy {
                 head: copied_head(request, exchange),
                 cluster: Arc::clone(cluster),

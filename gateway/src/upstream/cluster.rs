@@ -81,10 +81,27 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Wakes those who wait for a connection or a stream, if there are any.
+    ///
+    /// Sequentially consistent with the counters: whoever begins to wait has counted itself as pending before it found
+    /// everything taken.
+    pub fn wake_waiting(&self) {
+        if self.pending.load(Ordering::SeqCst) > 0 {
+            self.freed.notify_waiters();
+        }
+    }
+
+    /// Whether requests wait while no more connections may be opened.
+    pub fn is_crowded(&self, max_connections: u32) -> bool {
+        max_connections < u32::MAX
+            && self.pending.load(Ordering::SeqCst) > 0
+            && self.connections.load(Ordering::SeqCst) >= max_connections
+    }
+
     /// Takes one of `counter` if fewer than `limit` are taken; given back when the permit drops.
     pub fn acquire(self: &Arc<Self>, counter: fn(&Self) -> &AtomicU32, limit: u32) -> Option<Permit> {
         counter(self)
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| (taken < limit).then(|| taken + 1))
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| (taken < limit).then(|| taken + 1))
             .ok()
             .map(|_| Permit { usage: Arc::clone(self), counter })
     }
@@ -99,10 +116,8 @@ pub struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        (self.counter)(&self.usage).fetch_sub(1, Ordering::Relaxed);
-        if self.usage.pending.load(Ordering::Relaxed) > 0 {
-            self.usage.freed.notify_waiters();
-        }
+        (self.counter)(&self.usage).fetch_sub(1, Ordering::SeqCst);
+        self.usage.wake_waiting();
     }
 }
 

@@ -27,13 +27,7 @@ pub(super) async fn connect(cluster: &Cluster, address: &Address) -> Result<Tran
                 Ok(Transport::from(socket))
             }
             Address::UnixPath(path) => UnixStream::connect(path).await.map(Transport::from),
-            Address::UnixAbstract(name) => {
-                use std::os::linux::net::SocketAddrExt;
-                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-                let socket = std::os::unix::net::UnixStream::connect_addr(&address)?;
-                socket.set_nonblocking(true)?;
-                UnixStream::from_std(socket).map(Transport::from)
-            }
+            Address::UnixAbstract(name) => UnixStream::connect(format!("\0{name}")).await.map(Transport::from),
         }
     };
     match tokio::time::timeout(cluster.connect_timeout, opened).await {

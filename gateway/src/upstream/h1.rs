@@ -185,7 +185,10 @@ impl Stream {
     /// Takes note of how the body that follows `head` is framed (RFC 9112 §6.3).
     fn accept(&mut self, head: crate::http::head::ResponseHead) -> Result<ResponseHead, Reset> {
         let crate::http::head::ResponseHead { status, version, headers } = head;
-        if (100..200).contains(&status) && !(status == 101 && self.upgrade) {
+        if status == 101 && !self.upgrade {
+            return Err(Reset::ProtocolError);
+        }
+        if (100..200).contains(&status) && status != 101 {
             return Ok(ResponseHead { status, headers, end: false });
         }
         let length =

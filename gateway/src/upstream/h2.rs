@@ -3,15 +3,17 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 
-use super::cluster::Permit;
+use super::cluster::{Permit, Usage};
 use super::{Frame, RequestBody, ResponseHead};
+use crate::http::content_length;
 use crate::http::headers::Headers;
 use crate::request::RequestHead;
 use crate::response::Reset;
@@ -41,11 +43,18 @@ struct Shared {
     active: Cell<u32>,
     requests: Cell<u32>,
     closed: Cell<bool>,
+    /// The cluster, some of whose requests may wait for room.
+    usage: Arc<Usage>,
 }
 
 impl Connection {
     /// Shakes hands on `transport` and drives the connection in a task of this worker until it ends.
-    pub async fn open(transport: Transport, permit: Permit, max_streams: u32) -> Result<Self, Reset> {
+    pub async fn open(
+        transport: Transport,
+        permit: Permit,
+        max_streams: u32,
+        usage: Arc<Usage>,
+    ) -> Result<Self, Reset> {
         let local = transport.local_addr();
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
@@ -65,6 +74,7 @@ impl Connection {
             active: Cell::new(0),
             requests: Cell::new(0),
             closed: Cell::new(false),
+            usage,
         });
         let driven = Rc::clone(&shared);
         tokio::task::spawn_local(async move {
@@ -78,7 +88,10 @@ impl Connection {
 
     /// Whether another request may begin on it.
     pub fn is_usable(&self, max_requests: u32, max_age: Option<std::time::Duration>) -> bool {
+        // A connection that got GOAWAY, or has used up its stream ids, refuses new streams while the old ones go on.
+        let mut cx = Context::from_waker(Waker::noop());
         !self.shared.closed.get()
+            && matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
             && (max_requests == 0 || self.shared.requests.get() < max_requests)
             && max_age.is_none_or(|limit| self.shared.opened.elapsed() < limit)
     }
@@ -95,7 +108,8 @@ impl Connection {
 
     /// Whether there is room for a stream under the limit of either side.
     pub fn has_room(&self, max_streams: u32) -> bool {
-        self.shared.active.get() < max_streams
+        let allowed = self.send.current_max_send_streams().min(max_streams as usize);
+        (self.shared.active.get() as usize) < allowed
     }
 
     /// Begins a request as soon as the peer's limit of streams allows it.
@@ -124,6 +138,7 @@ impl Drop for ActiveStream {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get().saturating_sub(1));
         self.0.idle_since.set(Instant::now());
+        self.0.usage.wake_waiting();
     }
 }
 
@@ -228,6 +243,9 @@ impl Stream {
             State::Unsent => return Poll::Pending,
         };
         if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            if interim.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+                return Poll::Ready(Err(Reset::ProtocolError));
+            }
             let headers = from_header_map(interim.headers());
             return Poll::Ready(Ok(ResponseHead { status: interim.status().as_u16(), headers, end: false }));
         }
@@ -236,6 +254,9 @@ impl Stream {
         let headers = from_header_map(&parts.headers);
         if headers.len() + 1 > MAX_RESPONSE_HEADERS {
             return Poll::Ready(Err(Reset::RemoteReset));
+        }
+        if headers.get("content-length").is_some_and(|length| content_length(length).is_none()) {
+            return Poll::Ready(Err(Reset::ProtocolError));
         }
         let end = recv.is_end_stream();
         self.recv = Some(recv);
@@ -285,14 +306,30 @@ impl Drop for Stream {
     }
 }
 
+/// Bytes that clients send in paths and queries and that the codec refuses.
+const REFUSED_IN_PATH: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}')
+    .add(b'|')
+    .add(b'^')
+    .add(b'\\');
+
 /// The request in HTTP/2 form; `None` if a part can't be said in it.
 fn to_request(head: &RequestHead, upgrade: bool) -> Option<http::Request<()>> {
-    let uri = http::Uri::builder()
-        .scheme(head.scheme)
-        .authority(&head.authority[..])
-        .path_and_query(head.path.as_str())
-        .build()
-        .ok()?;
+    let uri = |path: &str| {
+        http::Uri::builder().scheme(head.scheme).authority(&head.authority[..]).path_and_query(path).build().ok()
+    };
+    let path = head.path.as_str();
+    let uri = if path.contains('#') { None } else { uri(path) }.or_else(|| {
+        // The codec takes fewer bytes in a path than HTTP/1.1 peers send.
+        uri(&percent_encoding::utf8_percent_encode(path, REFUSED_IN_PATH).to_string())
+    })?;
     let mut request = http::Request::new(());
     *request.method_mut() =
         if upgrade { http::Method::CONNECT } else { http::Method::from_bytes(&head.method).ok()? };

@@ -1,6 +1,6 @@
 //! Upstream connections of one worker, by cluster, endpoint and protocol.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,6 +39,9 @@ struct Shared2 {
     connections: RefCell<Vec<h2::Connection>>,
     /// Held while a connection is being opened, so that one serves all who wait.
     opening: tokio::sync::Mutex<()>,
+    /// Counts failures to open one, and the last of them: those who waited for it fail with it.
+    failures: Cell<u64>,
+    last_failure: RefCell<Option<Reset>>,
 }
 
 impl Pools {
@@ -72,7 +75,7 @@ impl Pools {
             // Idle connections of other workers and endpoints make room.
             self.crowded.notify_waiters();
             self.close_idle_of(&key.cluster);
-            if cluster.usage.connections.load(std::sync::atomic::Ordering::Relaxed) >= limits.max_connections {
+            if cluster.usage.is_crowded(limits.max_connections) {
                 freed.await;
             }
             if let Some(connection) = self.checkout(&key, cluster) {
@@ -96,26 +99,45 @@ impl Pools {
         }
         let _pending =
             cluster.usage.acquire(|usage| &usage.pending, limits.max_pending_requests).ok_or(Reset::Overflow)?;
+        let failures = slot.failures.get();
         let _opening = slot.opening.lock().await;
-        if let Some(connection) = usable(&slot) {
-            return begin_h2(&connection).await;
-        }
         let permit = loop {
             let freed = cluster.usage.freed.notified();
-            match cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) {
-                Some(permit) => break permit,
-                None => freed.await,
+            if let Some(connection) = usable(&slot) {
+                return begin_h2(&connection).await;
+            }
+            if slot.failures.get() != failures
+                && let Some(failure) = slot.last_failure.borrow().clone()
+            {
+                return Err(failure);
+            }
+            if let Some(permit) = cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) {
+                break permit;
+            }
+            // Idle connections of other workers and endpoints make room.
+            self.crowded.notify_waiters();
+            self.close_idle_of(&key.cluster);
+            if cluster.usage.is_crowded(limits.max_connections) {
+                freed.await;
             }
         };
+        let usage = Arc::clone(&cluster.usage);
         let opened = async {
             let transport = connection::connect(&cluster.config, &key.address).await?;
-            h2::Connection::open(transport, permit, limits.max_concurrent_streams).await
+            h2::Connection::open(transport, permit, limits.max_concurrent_streams, usage).await
         };
-        let connection = tokio::time::timeout(cluster.config.connect_timeout, opened)
-            .await
-            .map_err(|_| Reset::ConnectionTimeout)??;
-        slot.connections.borrow_mut().push(connection.clone());
-        begin_h2(&connection).await
+        let opened = tokio::time::timeout(cluster.config.connect_timeout, opened).await;
+        match opened.unwrap_or(Err(Reset::ConnectionTimeout)) {
+            Ok(connection) => {
+                slot.connections.borrow_mut().push(connection.clone());
+                begin_h2(&connection).await
+            }
+            Err(failure) => {
+                slot.failures.set(failures + 1);
+                *slot.last_failure.borrow_mut() = Some(failure.clone());
+                Err(failure)
+            }
+        }
     }
 
     /// An idle connection that is still good, the most recently used first.
@@ -149,7 +171,7 @@ impl Pools {
             idle.push_back(connection);
         }
         // Somebody waits for a connection: on this worker it finds this one, on another it needs its place.
-        if limits.max_connections < u32::MAX && cluster.usage.pending.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+        if cluster.usage.is_crowded(limits.max_connections) {
             cluster.usage.freed.notify_waiters();
             self.crowded.notify_waiters();
         }
@@ -157,7 +179,19 @@ impl Pools {
 
     /// Closes idle connections of one cluster, to make room for others.
     fn close_idle_of(&self, cluster: &ClusterName) {
-        self.h1.borrow_mut().retain(|key, _| key.cluster != *cluster);
+        // Dropped after the pools are free again: a dropped connection wakes those who wait.
+        let h1: Vec<_> = self.h1.borrow_mut().extract_if(|key, _| key.cluster == *cluster).collect();
+        drop(h1);
+        let slots: Vec<_> = self
+            .h2
+            .borrow()
+            .iter()
+            .filter(|(key, _)| key.cluster == *cluster)
+            .map(|(_, slot)| Rc::clone(slot))
+            .collect();
+        for slot in slots {
+            slot.connections.borrow_mut().retain(|connection| !connection.is_idle());
+        }
     }
 
     /// Closes connections that the upstream has closed, that are idle for too long, or whose endpoint is gone.
@@ -166,8 +200,7 @@ impl Pools {
         self.h1.borrow_mut().retain(|key, idle| {
             let Some(cluster) = serving(state, key) else { return false };
             let limits = &cluster.config.limits;
-            let crowded = limits.max_connections < u32::MAX
-                && cluster.usage.pending.load(std::sync::atomic::Ordering::Relaxed) > 0;
+            let crowded = cluster.usage.is_crowded(limits.max_connections);
             idle.retain_mut(|connection| {
                 !crowded
                     && limits.idle_timeout.is_none_or(|limit| now.duration_since(connection.idle_since) < limit)
@@ -185,7 +218,10 @@ impl Pools {
                 let expired = limits
                     .idle_timeout
                     .is_some_and(|limit| connection.is_idle() && now.duration_since(connection.idle_since()) >= limit);
-                !expired && connection.is_usable(limits.max_requests_per_connection, limits.max_connection_duration)
+                let unwanted = connection.is_idle() && cluster.usage.is_crowded(limits.max_connections);
+                !expired
+                    && !unwanted
+                    && connection.is_usable(limits.max_requests_per_connection, limits.max_connection_duration)
             });
             !connections.is_empty() || Rc::strong_count(slot) > 1
         });

@@ -8,8 +8,8 @@ use super::super::options::Options;
 use super::super::report::{Field, Report};
 use crate::resource::mesh_config::NormalizationType;
 use crate::resource::proxy_config::{
-    ConnectionProfile, ConnectionSettings, Disableable, Enableable, EscapedSlashesAction, ProxyConfig, ProxyHeaders,
-    UnderscoresAction,
+    ConnectionProfile, ConnectionSettings, Disableable, Enableable, EscapedSlashesAction, ForwardClientCertDetails,
+    ProxyConfig, ProxyHeaders, UnderscoresAction,
 };
 use crate::snapshot::listener::{EscapedSlashes, HttpSettings, PathNormalization, Underscores};
 
@@ -30,6 +30,8 @@ pub(super) fn settings(proxy: &ProxyConfig, normalization: NormalizationType, op
     }
     if let Some(topology) = &proxy.gateway_topology {
         settings.trusted_proxies = topology.num_trusted_proxies;
+        settings.forward_client_cert =
+            topology.forward_client_cert_details == ForwardClientCertDetails::AlwaysForwardOnly;
     }
     if let Some(headers) = &proxy.proxy_headers {
         apply_headers(headers, &mut settings);

@@ -375,6 +375,7 @@ async fn lines_of_requests() {
     }
 
     table.row("client gone");
+    upstreams.hangs.take();
     let mark = gateway.log_mark();
     let mut client = Http1::connect(local).await;
     let remote = client.address();

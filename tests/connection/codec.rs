@@ -563,6 +563,31 @@ async fn rapid_reset_is_cut() {
 }
 
 #[tokio::test]
+async fn rapid_reset_is_cut_at_any_pace() {
+    let hangs = Upstream::hangs().await;
+    let gateway = start(&hangs).await;
+    let mut client = RawH2::connect(gateway.address(80)).await;
+    let pseudo: [(&str, &[u8]); 4] =
+        [(":method", b"GET"), (":scheme", b"http"), (":authority", b"a.com"), (":path", b"/")];
+    // Each is under way when it is reset, so that no queue of the codec tells them.
+    for stream in (1..1000).step_by(2) {
+        client.headers(stream, &pseudo, true).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        client.reset(stream, h2::Reason::CANCEL.into()).await;
+    }
+    let (_, end) = client.rest(Duration::from_secs(5)).await;
+    assert!(matches!(end, End::Closed | End::Reset), "{end:?}");
+    // One that resets few of its requests goes on.
+    let mut client = RawH2::connect(gateway.address(80)).await;
+    for stream in (1..401).step_by(2) {
+        client.headers(stream, &pseudo, true).await;
+        client.reset(stream, h2::Reason::CANCEL.into()).await;
+    }
+    let (_, end) = client.rest(Duration::from_millis(300)).await;
+    assert_eq!(end, End::Open);
+}
+
+#[tokio::test]
 async fn early_answer_is_relayed_while_the_client_sends() {
     let early = Upstream::h1(|_| {
         let mut steps = vec![Step::Send(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n".to_vec())];

@@ -64,8 +64,12 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
     let mut lifetime = Lifetime::new(settings, &active);
     let mut draining = pin!(context.drain.draining());
     let mut refused = 0;
+    let resets = Rc::new(EarlyResets::default());
     loop {
         let next = poll_fn(|cx| {
+            if resets.are_too_many() {
+                return Poll::Ready(Next::Accepted(None));
+            }
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(Next::Accepted(accepted.map(|accepted| accepted.map(Box::new))));
             }
@@ -85,9 +89,10 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
                     Ok(head) => {
                         let context = Rc::clone(&context);
                         let guard = Active::new(&active);
+                        let resets = Rc::clone(&resets);
                         tokio::task::spawn_local(async move {
                             let _guard = guard;
-                            run(&context, stream, head).await;
+                            run(&context, stream, head, &resets).await;
                         });
                     }
                     Err(refusal) => {
@@ -202,8 +207,37 @@ impl Drop for Active {
     }
 }
 
-async fn run(context: &Rc<Serving>, mut stream: Stream, head: RequestHead) {
+/// Requests that the client reset soon after it had opened them: they cost it nothing, and us a try each (CVE-2023-44487).
+/// The codec's own limit only knows those that were reset before we saw them.
+#[derive(Default)]
+struct EarlyResets {
+    requests: Cell<u32>,
+    early: Cell<u32>,
+}
+
+impl EarlyResets {
+    /// Envoy's `premature_reset_min_stream_lifetime_seconds`.
+    const EARLY: Duration = Duration::from_secs(1);
+    /// Envoy's `premature_reset_total_stream_count`.
+    const LEAST_REQUESTS: u32 = 500;
+
+    fn note(&self, lifetime: Duration, reset: bool) {
+        self.requests.set(self.requests.get().saturating_add(1));
+        if reset && lifetime < Self::EARLY {
+            self.early.set(self.early.get().saturating_add(1));
+        }
+    }
+
+    /// More than half, where a connection counts as if it had had some requests already.
+    fn are_too_many(&self) -> bool {
+        self.early.get() > self.requests.get().max(Self::LEAST_REQUESTS) / 2
+    }
+}
+
+async fn run(context: &Rc<Serving>, mut stream: Stream, head: RequestHead, resets: &EarlyResets) {
+    let opened = Instant::now();
     exchange::run_h2(context, &mut stream, head, Begun::now()).await;
+    resets.note(opened.elapsed(), stream.reset);
     stream.drain().await;
 }
 
@@ -323,13 +357,16 @@ struct Stream {
     /// The end waits behind `pending`, with its trailers.
     end: Option<Option<http::HeaderMap>>,
     ended: bool,
+    /// The client has reset it.
+    reset: bool,
     tunnel: bool,
 }
 
 impl Stream {
     fn new(respond: SendResponse<Bytes>, recv: RecvStream) -> Self {
         let received = recv.is_end_stream();
-        Self { respond, recv, received, send: None, pending: Bytes::new(), end: None, ended: false, tunnel: false }
+        let (send, pending, end) = (None, Bytes::new(), None);
+        Self { respond, recv, received, send, pending, end, ended: false, reset: false, tunnel: false }
     }
 
     fn refuse(mut self) {
@@ -355,18 +392,20 @@ impl Stream {
         let _ = tokio::time::timeout(DRAIN_TIME, rest).await;
     }
 
-    fn gone(error: &h2::Error) -> Gone {
-        match error.reason() {
+    fn gone(&mut self, error: &h2::Error) -> Gone {
+        let gone = match error.reason() {
             // Data that belies its content-length is the codec's own finding.
             Some(Reason::PROTOCOL_ERROR) if !error.is_remote() => Gone::BadBody,
             _ if error.is_reset() => Gone::Reset,
             _ => Gone::Disconnected,
-        }
+        };
+        self.reset |= gone == Gone::Reset;
+        gone
     }
 
     fn fail<T>(&mut self, error: &h2::Error) -> Poll<Result<T, Gone>> {
         self.pending = Bytes::new();
-        Poll::Ready(Err(Self::gone(error)))
+        Poll::Ready(Err(self.gone(error)))
     }
 }
 
@@ -386,7 +425,7 @@ impl ClientStream for Stream {
                     }
                     return Poll::Ready(Some(Ok(Frame::Data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(Self::gone(&error)))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(self.gone(&error)))),
                 None => break,
             }
         }
@@ -395,7 +434,7 @@ impl ClientStream for Stream {
         Poll::Ready(match trailers {
             Ok(Some(trailers)) => Some(Ok(Frame::Trailers(from_header_map(&trailers)))),
             Ok(None) => None,
-            Err(error) => Some(Err(Self::gone(&error))),
+            Err(error) => Some(Err(self.gone(&error))),
         })
     }
 
@@ -409,8 +448,11 @@ impl ClientStream for Stream {
             None => ready!(self.respond.poll_reset(cx)),
         };
         Poll::Ready(match reset {
-            Ok(_) => Gone::Reset,
-            Err(error) => Self::gone(&error),
+            Ok(_) => {
+                self.reset = true;
+                Gone::Reset
+            }
+            Err(error) => self.gone(&error),
         })
     }
 

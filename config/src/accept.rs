@@ -4,7 +4,8 @@
 //! about each resource that is concerned (`design.md`, Reload, rules 2 to 6 and 8):
 //!
 //! - A rejected document changes nothing: the version accepted before stays in force, if there is one.
-//! - While a file has a part that can't be read, resources last read from it stay although they are not seen in it.
+//! - While a file has a part that can't be read, or ends as if it were cut, resources last read from it stay although they
+//!   are not seen in it.
 //! - Of several documents with the same kind, namespace and name the one accepted first stays; of those that come at
 //!   once, the first by path.
 //! - A security resource without an accepted version is a [`Refusal`].
@@ -252,7 +253,6 @@ impl Store {
     /// Parses what is new in a file. Documents that stayed cost a comparison of pointers.
     fn read(&mut self, path: &Arc<Path>, content: &Content, concerned: &mut BTreeSet<Key>, changed: &mut Changed) {
         let before = self.files.remove(path);
-        let was_broken = before.as_ref().is_some_and(File::is_broken);
         let (old, retained) = before.map(|file| (file.documents, file.retained)).unwrap_or_default();
         // One edit is the rule: what stands before it and behind it is the same.
         let same = |read: &Read, document: &Arc<Document>| Arc::ptr_eq(&read.document, document);
@@ -285,10 +285,8 @@ impl Store {
         }
         let has_findings = documents.iter().any(|read| read.parsed.has_findings());
         let file = File { documents, problem: content.problem.clone(), retained: BTreeSet::new(), has_findings };
-        // Whether a resource stays may depend on whether its file can be read.
-        if was_broken || file.is_broken() {
-            concerned.extend(retained);
-        }
+        // Whether they stay depends on what their file looks like now.
+        concerned.extend(retained);
         self.files.insert(Arc::clone(path), file);
     }
 
@@ -326,6 +324,8 @@ impl Store {
 
     /// Which of the documents that declare `key` is in force, if any.
     fn decide(&mut self, key: Key, changed: &mut Changed) {
+        let home = self.slots.get(&key).and_then(|slot| slot.accepted.as_ref()).map(|accepted| &accepted.file);
+        let home_is_doubtful = home.is_some_and(|file| self.is_doubtful(file));
         let Some(slot) = self.slots.get_mut(&key) else { return };
         slot.duplicates.clear();
         slot.declarations.sort_by(|a, b| {
@@ -333,11 +333,11 @@ impl Store {
         });
         let before = slot.accepted.take();
         let owner = slot.owner(before.as_ref());
-        // Not seen in its file any more, but that file has a part that nobody can read.
-        let is_retained = before.as_ref().is_some_and(|before| {
-            !slot.declarations.iter().any(|declaration| declaration.is_in(&before.file))
-                && self.files.get(&before.file).is_some_and(File::is_broken)
-        });
+        // Not seen in its file any more, but that file doesn't tell everything.
+        let is_retained = home_is_doubtful
+            && before
+                .as_ref()
+                .is_some_and(|before| !slot.declarations.iter().any(|declaration| declaration.is_in(&before.file)));
         if is_retained && let Some(before) = before {
             if let Some(file) = self.files.get_mut(&before.file) {
                 file.retained.insert(key.clone());
@@ -385,6 +385,18 @@ impl Store {
         if slot.declarations.is_empty() && slot.accepted.is_none() {
             self.slots.remove(&key);
         }
+    }
+
+    /// Whether a file may hold resources that can't be seen in it: a part can't be read, or it is half of a save. Cut
+    /// within the name of its last resource it ends with one that is wrong and that nobody has ever heard of.
+    fn is_doubtful(&self, path: &Arc<Path>) -> bool {
+        let Some(file) = self.files.get(path) else { return false };
+        let last = file.documents.last().and_then(|read| read.parsed.candidates.last());
+        let is_cut = last.is_some_and(|last| {
+            matches!(last.outcome, Outcome::Rejected { .. })
+                && self.slots.get(&last.key).is_none_or(|slot| slot.accepted.is_none())
+        });
+        is_cut || file.is_broken()
     }
 
     fn resources(&mut self) -> Arc<[Arc<Resource>]> {

@@ -149,6 +149,25 @@ fn what_was_last_read_from_a_broken_document_stays_and_the_others_apply() {
 }
 
 #[test]
+fn what_was_last_read_from_a_file_that_ends_as_if_cut_stays() {
+    let mut directory = Directory::new();
+    let whole = gateway("first", "1") + &gateway("second", "1");
+    directory.change(&[("a.yaml", &whole)]);
+    // Half of a save, which ends in the middle of a name, and so looks like another resource.
+    let half = gateway("first", "2") + "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata:\n  name: sec";
+    let generation = directory.change(&[("a.yaml", &half)]);
+    assert_eq!(gateways(&generation), ["first=2", "second=1"]);
+    assert_eq!(directory.store.status()[0].resources[2].1, ResourceState::LastGood);
+    // The other half, and a file from which it was really removed.
+    let generation = directory.change(&[("a.yaml", &whole)]);
+    assert_eq!(gateways(&generation), ["first=1", "second=1"]);
+    directory.change(&[("a.yaml", &half)]);
+    let generation = directory.change(&[("a.yaml", &gateway("first", "3"))]);
+    assert_eq!(gateways(&generation), ["first=3"]);
+    assert!(generation.diagnostics.is_empty());
+}
+
+#[test]
 fn a_file_that_cant_be_read_removes_nothing() {
     let mut directory = Directory::new();
     directory.change(&[("a.yaml", &gateway("a", "1"))]);

@@ -200,6 +200,31 @@ async fn forged_envoy_headers() {
     table.finish();
 }
 
+/// §4.5: nobody shows a client certificate on a plaintext port, so a client can't claim to have one.
+#[tokio::test]
+async fn forwarded_client_certificates_are_not_believed() {
+    let upstream = Upstream::ok().await;
+    let mut table = Table::new("networking.md §4.5, without mutual TLS");
+    for (mode, passes) in [
+        ("UNDEFINED", false),
+        ("SANITIZE", false),
+        ("FORWARD_ONLY", false),
+        ("APPEND_FORWARD", false),
+        ("SANITIZE_SET", false),
+        ("ALWAYS_FORWARD_ONLY", true),
+    ] {
+        table.row(mode);
+        let settings = format!("defaultConfig: {{gatewayTopology: {{forwardClientCertDetails: {mode}}}}}");
+        let gateway = start(&settings, &upstream).await;
+        let forged = "x-forwarded-client-cert: URI=spiffe://a/admin\r\n";
+        Http1::connect(gateway.address(80)).await.exchange(get(forged)).await;
+        let received = upstream.take();
+        let found = received.first().is_some_and(|seen| !seen.all("x-forwarded-client-cert").is_empty());
+        table.check("the upstream sees it", &passes, &found);
+    }
+    table.finish();
+}
+
 #[tokio::test]
 async fn proxy_headers_settings() {
     let upstream = Upstream::answers("HTTP/1.1 200 OK\r\nserver: mine\r\ncontent-length: 2\r\n\r\nok").await;

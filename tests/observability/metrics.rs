@@ -81,9 +81,10 @@ fn value(page: &str, series: &str) -> Option<f64> {
     page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }
 
-async fn counted(gateway: &Gateway, series: &str) -> Option<f64> {
+/// Waits until `series` counts at least `least`: a request is counted after its answer has been written.
+async fn counted(gateway: &Gateway, series: &str, least: f64) -> Option<f64> {
     crate::harness::eventually_within(std::time::Duration::from_secs(2), || async {
-        value(&gateway.metrics_page().await, series)
+        value(&gateway.metrics_page().await, series).filter(|count| *count >= least)
     })
     .await
 }
@@ -132,13 +133,13 @@ async fn requests_total() {
             client.get(host, "/").await;
         }
         let series = format!("istio_requests_total{{{}}}", series.labels());
-        table.check(&series, &Some(f64::from(times)), &counted(&gateway, &series).await);
+        table.check(&series, &Some(f64::from(times)), &counted(&gateway, &series, f64::from(times)).await);
     }
 
     table.row("malformed");
     Http1::connect(gateway.address(80)).await.exchange("GET\r\n\r\n").await;
     let series = format!("istio_requests_total{{{}}}", Series::http("unknown", "400", "DPE").labels());
-    table.check(&series, &Some(1.0), &counted(&gateway, &series).await);
+    table.check(&series, &Some(1.0), &counted(&gateway, &series, 1.0).await);
 
     table.row("gRPC");
     let mut client = Http2::connect(gateway.address(80)).await;
@@ -147,7 +148,7 @@ async fn requests_total() {
     client.exchange(call, b"\0\0\0\0\0").await;
     let series = Series { protocol: "grpc", grpc: "5", ..Series::http("grpc.test", "200", "-") };
     let series = format!("istio_requests_total{{{}}}", series.labels());
-    table.check(&series, &Some(1.0), &counted(&gateway, &series).await);
+    table.check(&series, &Some(1.0), &counted(&gateway, &series, 1.0).await);
     table.finish();
 }
 

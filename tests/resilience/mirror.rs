@@ -169,3 +169,27 @@ async fn mirrors() {
     table.check(&format!("{mirrored} of 100"), &true, &(20..=80).contains(&mirrored));
     table.finish();
 }
+
+/// A destination whose DestinationRule asks for TLS, which is not to be had yet, gets nothing in clear text: no copy either.
+#[tokio::test]
+async fn nothing_is_mirrored_in_clear_text_that_should_be_encrypted() {
+    let (primary, shadow) = (Upstream::ok().await, Upstream::ok().await);
+    let gateway = Mesh::new()
+        .http("be.test", &[primary.address()])
+        .http("shadow.test", &[shadow.address()])
+        .resource("DestinationRule", "host: shadow.test\ntrafficPolicy:\n  tls: {mode: SIMPLE}\n")
+        .routes("a.com", &to("be.test", "mirror: {host: shadow.test}"))
+        .routes("direct.com", &to("shadow.test", "timeout: 5s"))
+        .builder()
+        .argument("--accept-invalid")
+        .start()
+        .await
+        .unwrap_or_else(|failure| panic!("{failure}"));
+    let mut client = Http1::connect(gateway.address(80)).await;
+    assert_eq!(client.exchange("GET / HTTP/1.1\r\nhost: direct.com\r\n\r\n").await.status, 503);
+    for _ in 0..5 {
+        assert_eq!(client.exchange("GET / HTTP/1.1\r\nhost: a.com\r\n\r\n").await.status, 200);
+    }
+    assert_eq!(primary.take().len(), 5);
+    assert_eq!(shadow.connections(), 0);
+}

@@ -104,8 +104,8 @@ struct Serving {
     listener: ListenerKey,
     facts: Rc<ConnectionFacts>,
     drain: Drain,
-    /// The state of the last request and this listener's chain in it: looked up again only after a reload.
-    current: RefCell<Option<(Arc<State>, Arc<HttpChain>)>>,
+    /// This listener's chain, and the generation it is of: looked up again only after a reload.
+    current: RefCell<Option<(u64, Arc<HttpChain>)>>,
 }
 
 impl Serving {
@@ -113,11 +113,11 @@ impl Serving {
     /// chain it had.
     fn pin(&self) -> (Arc<State>, Arc<HttpChain>) {
         let mut current = self.current.borrow_mut();
-        let latest = self.worker.gateway.state.load();
-        if let Some((state, chain)) = &*current
-            && Arc::ptr_eq(state, &latest)
+        let latest = self.worker.gateway.state.load_full();
+        if let Some((generation, chain)) = &*current
+            && *generation == latest.generation
         {
-            return (Arc::clone(state), Arc::clone(chain));
+            return (latest, Arc::clone(chain));
         }
         let chain = latest.listeners.get(&self.listener).and_then(|listener| listener.filter_chains.first());
         let chain = match (chain, &*current) {
@@ -125,9 +125,8 @@ impl Serving {
             (None, Some((_, chain))) => Arc::clone(chain),
             (None, None) => Arc::default(),
         };
-        let pinned = (Arc::clone(&latest), chain);
-        *current = Some(pinned.clone());
-        pinned
+        *current = Some((latest.generation, Arc::clone(&chain)));
+        (latest, chain)
     }
 }
 

@@ -228,6 +228,7 @@ impl Exchange {
         if !self.state.snapshot.refusals.is_empty() {
             return self.fail(stream, Failure::Refused).await;
         }
+        self.find_virtual_host();
         if upgrade == Upgrade::Other {
             self.find_route();
             return self.fail(stream, Failure::UpgradeRefused).await;
@@ -294,12 +295,15 @@ impl Exchange {
         }
     }
 
+    fn find_virtual_host(&mut self) {
+        // Legal authorities are ASCII; anything else matches no virtual host.
+        let authority = self.facts.request.as_ref().and_then(|request| std::str::from_utf8(&request.authority).ok());
+        self.facts.virtual_host = authority.and_then(|authority| self.chain.routes.virtual_host(authority)).cloned();
+    }
+
     /// Where a plaintext request to an https-only virtual host is sent.
-    fn https_redirect(&mut self) -> Option<Bytes> {
-        let authority = String::from_utf8_lossy(&self.facts.request.as_ref()?.authority);
-        let virtual_host = self.chain.routes.virtual_host(&authority)?;
-        let redirects = virtual_host.https_redirect;
-        self.facts.virtual_host = Some(Arc::clone(virtual_host));
+    fn https_redirect(&self) -> Option<Bytes> {
+        let redirects = self.facts.virtual_host.as_ref()?.https_redirect;
         let request = self.facts.request.as_ref()?;
         let secure = request.headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https");
         (redirects && !secure && request.method != "CONNECT").then(|| redirect::https(request))
@@ -307,9 +311,8 @@ impl Exchange {
 
     fn find_route(&mut self) {
         let Some(request) = &self.facts.request else { return };
-        // Legal authorities are ASCII; anything else matches no virtual host.
         let authority = std::str::from_utf8(&request.authority).unwrap_or_default();
-        let virtual_host = self.chain.routes.virtual_host(authority);
+        let virtual_host = self.facts.virtual_host.as_ref();
         let view = RequestView {
             method: std::str::from_utf8(&request.method).unwrap_or_default(),
             path: request.path.path(),
@@ -320,7 +323,6 @@ impl Exchange {
         };
         let route = virtual_host.and_then(|virtual_host| virtual_host.routes.find(&view));
         self.facts.route = route.map(Arc::clone);
-        self.facts.virtual_host = virtual_host.map(Arc::clone);
     }
 
     async fn direct_response<S: ClientStream>(&mut self, stream: &mut S, action: &DirectResponse) -> Result<(), Cut> {

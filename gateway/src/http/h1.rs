@@ -33,8 +33,7 @@ pub(super) async fn serve(context: &Rc<Serving>, mut connection: Buffered) {
     let mut served = 0_u64;
     let opened = Instant::now();
     loop {
-        let waiting = wait_for_head(context, &mut connection, &mut idle, served).await;
-        let begun = Begun::now();
+        let (waiting, begun) = wait_for_head(context, &mut connection, &mut idle, served).await;
         let outcome = match waiting {
             Head::Request(head) => {
                 served += 1;
@@ -91,15 +90,18 @@ struct Idle {
     expired: bool,
 }
 
-async fn wait_for_head(context: &Serving, connection: &mut Buffered, idle: &mut Idle, served: u64) -> Head {
+/// The next head, and when its first byte was there.
+async fn wait_for_head(context: &Serving, connection: &mut Buffered, idle: &mut Idle, served: u64) -> (Head, Begun) {
     let chain = context.pin().1;
     let settings = &*chain.settings;
     let mut scanner = HeadScanner::keeping_case(settings.preserve_header_case);
     let mut incomplete = IncompleteHead::default();
+    let mut begun = None;
     let since = Instant::now();
-    poll_fn(|cx| {
+    let head = poll_fn(|cx| {
         loop {
             if !connection.read.is_empty() {
+                begun.get_or_insert_with(Begun::now);
                 match scanner.request(&mut connection.read) {
                     Ok(Some(head)) => return Poll::Ready(Head::Request(Box::new(head))),
                     Ok(None) => {}
@@ -136,7 +138,8 @@ async fn wait_for_head(context: &Serving, connection: &mut Buffered, idle: &mut 
         }
         Poll::Pending
     })
-    .await
+    .await;
+    (head, begun.unwrap_or_else(Begun::now))
 }
 
 /// The deadlines of a request whose head has begun to arrive.

@@ -63,6 +63,7 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
     let active = Rc::new(Cell::new(0_u32));
     let mut lifetime = Lifetime::new(settings, &active);
     let mut draining = pin!(context.drain.draining());
+    let mut watched = false;
     let mut refused = 0;
     let resets = Rc::new(EarlyResets::default());
     loop {
@@ -73,8 +74,12 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(Next::Accepted(accepted.map(|accepted| accepted.map(Box::new))));
             }
-            if lifetime.ending.is_none() && draining.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Next::Drain);
+            // Registers with the drain signal once; whatever happens on the connection takes no lock.
+            if lifetime.ending.is_none() && (!watched || context.drain.is_draining()) {
+                watched = true;
+                if draining.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Next::Drain);
+                }
             }
             lifetime.poll(cx)
         })

@@ -118,7 +118,7 @@ const KINDS: [Kind; 7] = [
     (
         "method_and_header",
         |n| RouteMatch {
-            method: Some(exact(["POST", "GET"][n % 2].to_owned())),
+            method: Some(Box::new(exact(["POST", "GET"][n % 2].to_owned()))),
             ..header("x-tenant".to_owned(), format!("tenant-{n}"))
         },
         |n| Request::header("x-tenant".to_owned(), format!("tenant-{n}")),

@@ -7,6 +7,7 @@
 #![allow(missing_docs, reason = "the fields are Istio's, and its reference describes them")]
 
 pub mod destination_rule;
+pub mod fields;
 pub mod gateway;
 pub mod kubernetes;
 pub mod mesh_config;

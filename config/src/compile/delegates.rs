@@ -3,7 +3,6 @@
 //! Source: `reference/networking.md` §3.17.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ahash::AHashMap;
@@ -196,8 +195,13 @@ fn merge_match(root: &HttpMatchRequest, leaf: &HttpMatchRequest) -> HttpMatchReq
         source_namespace,
         stat_prefix,
     } = leaf;
-    fn unite<V: Clone>(root: &BTreeMap<String, V>, leaf: &BTreeMap<String, V>) -> BTreeMap<String, V> {
-        root.iter().chain(leaf).map(|(key, value)| (key.clone(), value.clone())).collect()
+    fn unite<'a, M, V>(root: &'a M, leaf: &'a M) -> M
+    where
+        &'a M: IntoIterator<Item = (&'a String, &'a V)>,
+        M: FromIterator<(String, V)>,
+        V: Clone + 'a,
+    {
+        root.into_iter().chain(leaf).map(|(key, value)| (key.clone(), value.clone())).collect()
     }
     let text = |leaf: &String, root: &String| if leaf.is_empty() { root.clone() } else { leaf.clone() };
     HttpMatchRequest {

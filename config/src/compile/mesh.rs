@@ -29,7 +29,7 @@ pub(super) struct MeshSettings {
     pub(super) destination_rule_export_to: Vec<String>,
     pub(super) clusters: ClusterDefaults,
     /// Of routes that say nothing about retries.
-    pub(super) retry: Option<RetryPolicy>,
+    pub(super) retry: Option<Arc<RetryPolicy>>,
     pub(super) http: HttpSettings,
     pub(super) mesh: Mesh,
 }
@@ -173,7 +173,7 @@ fn settings(
             connection_pool: default_traffic_policy.and_then(|policy| policy.connection_pool.clone()),
             upgrade_to_h2: *h2_upgrade_policy == MeshH2UpgradePolicy::Upgrade,
         },
-        retry: retry_policy,
+        retry: retry_policy.map(Arc::new),
         http,
         mesh,
     }

@@ -28,7 +28,7 @@ pub(super) struct Place<'a> {
     pub(super) options: &'a Options,
     pub(super) registry: &'a Registry,
     /// Of routes that say nothing.
-    pub(super) retry: Option<&'a RetryPolicy>,
+    pub(super) retry: Option<&'a Arc<RetryPolicy>>,
     /// `namespace/name`.
     pub(super) gateway: &'a str,
     /// As the Gateway says.
@@ -220,17 +220,19 @@ impl Translation<'_> {
         if !self.lookups.contains(&lookup) {
             self.lookups.push(lookup);
         }
-        if !self.clusters.iter().any(|known| known.name == name) {
-            self.clusters.push(ClusterReference {
-                name: name.clone(),
-                host,
-                port,
-                subset: subset.clone(),
-                external_name,
-                resource: Arc::clone(rule.resource),
-                path,
-            });
+        // One copy of the name does for all rules.
+        if let Some(known) = self.clusters.iter().find(|known| known.name == name) {
+            return known.name.clone();
         }
+        self.clusters.push(ClusterReference {
+            name: name.clone(),
+            host,
+            port,
+            subset: subset.clone(),
+            external_name,
+            resource: Arc::clone(rule.resource),
+            path,
+        });
         name
     }
 }
@@ -271,8 +273,11 @@ mod tests {
             (path(PathMatch::Exact("/".to_owned())), false),
             (path(regex(".*")), true),
             (path(regex("/.*")), false),
-            (RouteMatch { method: Some(StringMatch::Exact("GET".to_owned())), ..RouteMatch::default() }, false),
-            (RouteMatch { authority: Some(StringMatch::Present), ..RouteMatch::default() }, false),
+            (
+                RouteMatch { method: Some(Box::new(StringMatch::Exact("GET".to_owned()))), ..RouteMatch::default() },
+                false,
+            ),
+            (RouteMatch { authority: Some(Box::new(StringMatch::Present)), ..RouteMatch::default() }, false),
             (
                 RouteMatch {
                     query: vec![QueryMatch { name: "q".to_owned(), value: StringMatch::Present }],

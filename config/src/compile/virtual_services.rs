@@ -73,7 +73,7 @@ pub(super) struct ClusterReference {
 /// The VirtualServices of the compile before.
 #[derive(Debug, Default)]
 pub(super) struct Memo {
-    retry: Option<RetryPolicy>,
+    retry: Option<Arc<RetryPolicy>>,
     export_to: Vec<String>,
     gateways: Vec<Arc<Resource>>,
     registry: Arc<Registry>,

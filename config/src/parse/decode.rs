@@ -442,6 +442,11 @@ impl<'de> SeqAccess<'de> for Items<'_, '_> {
         }
         Ok(None)
     }
+
+    /// Lets lists be as large as they need and no larger: most have one item.
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.items.len())
+    }
 }
 
 struct Entries<'s, 'a> {

@@ -1,5 +1,6 @@
 //! One object of a document: its head, its body, its verdict.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -178,11 +179,11 @@ impl<'d> Objects<'d> {
         }
         let body = match kind {
             // MeshConfig may stand at the top, beside `kind`.
-            Kind::MeshConfig if is_bare_mesh_config => Body { node: Some(without_head(node)), path: "" },
+            Kind::MeshConfig if is_bare_mesh_config => Body { node: Some(Cow::Owned(without_head(node))), path: "" },
             Kind::Endpoints | Kind::EndpointSlice | Kind::Secret | Kind::ConfigMap | Kind::Namespace => {
-                Body { node: Some(node.clone()), path: "" }
+                Body { node: Some(Cow::Borrowed(node)), path: "" }
             }
-            _ => Body { node: node.get("spec").filter(|spec| !spec.is_null()).cloned(), path: "spec" },
+            _ => Body { node: node.get("spec").filter(|spec| !spec.is_null()).map(Cow::Borrowed), path: "spec" },
         };
         let (spec, found) = body.decode(kind, unknown_fields);
         problems.extend(found);
@@ -212,7 +213,6 @@ impl<'d> Objects<'d> {
             })
             .collect();
         if let Some(spec) = &spec {
-            let tree = tree::Tree { root: Some(node.clone()), duplicates: Vec::new() };
             for finding in validate::validate(&meta, spec) {
                 // What could not be read looks absent to the rules; one message about it is enough.
                 let explains = |problem: &Problem| {
@@ -222,7 +222,7 @@ impl<'d> Objects<'d> {
                 if problems.iter().any(explains) {
                     continue;
                 }
-                let span = tree.find(&finding.path).map_or(Span::default(), |found| found.span());
+                let span = node.find(&finding.path).span();
                 let code = match finding.severity {
                     Severity::Error => Code::SchemaValidationError,
                     Severity::Warning | Severity::Note => Code::SchemaWarning,
@@ -284,7 +284,8 @@ impl<'d> Objects<'d> {
                     creation_timestamp: None,
                 };
                 objects.duplicates(&tree.duplicates);
-                let body = Body { node: tree.root.clone().filter(|root| !root.is_null()), path: "" };
+                let body =
+                    Body { node: tree.root.as_ref().filter(|root| !root.is_null()).map(Cow::Borrowed), path: "" };
                 let (spec, problems) = body.decode(Kind::MeshConfig, UnknownFields::Report);
                 let origin = Origin { document: Arc::clone(&inner), path: "".into() };
                 let empty = Node { id: 0, span: Span::default(), value: tree::Value::Mapping(Vec::new()) };
@@ -407,13 +408,13 @@ struct Head {
     problems: Vec<Problem>,
 }
 
-struct Body<'n> {
-    /// Absent means empty.
-    node: Option<Node<'n>>,
+struct Body<'n, 'a> {
+    /// Absent means empty. Borrowed wherever it can be: the tree of a large document is many times its text.
+    node: Option<Cow<'n, Node<'a>>>,
     path: &'static str,
 }
 
-impl Body<'_> {
+impl Body<'_, '_> {
     fn decode(&self, kind: Kind, unknown_fields: UnknownFields) -> (Option<Spec>, Vec<Problem>) {
         match kind {
             Kind::MeshConfig => self.spec(unknown_fields, Spec::MeshConfig),

@@ -114,26 +114,9 @@ impl<'a> Tree<'a> {
         Ok(Self { root: builder.root, duplicates: builder.duplicates })
     }
 
-    /// The node at `path`, or its nearest ancestor; and whether it is the node itself. Keys match in either spelling.
+    /// See [`Node::find`].
     pub(crate) fn find(&self, path: &str) -> Option<Found<'_, 'a>> {
-        let mut found = Found { node: self.root.as_ref()?, key_span: None, exact: true };
-        for step in steps(path) {
-            let next = match (&found.node.value, &step) {
-                (Value::Mapping(entries), Step::Key(key)) => entries
-                    .iter()
-                    .find(|entry| entry.key == *key || camel_case(&entry.key) == *key)
-                    .map(|entry| Found { node: &entry.value, key_span: Some(entry.key_span), exact: true }),
-                (Value::Sequence(items), Step::Index(index)) => {
-                    items.get(*index).map(|node| Found { node, key_span: None, exact: true })
-                }
-                _ => None,
-            };
-            match next {
-                Some(next) => found = next,
-                None => return Some(Found { exact: false, ..found }),
-            }
-        }
-        Some(found)
+        self.root.as_ref().map(|root| root.find(path))
     }
 
     pub(crate) fn into_owned(self) -> Tree<'static> {
@@ -141,7 +124,7 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// What [`Tree::find`] found.
+/// What [`Node::find`] found.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Found<'t, 'a> {
     pub(crate) node: &'t Node<'a>,
@@ -168,6 +151,28 @@ impl<'a> Node<'a> {
             Value::Mapping(entries) => entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value),
             _ => None,
         }
+    }
+
+    /// The node at `path`, or its nearest ancestor; and whether it is the node itself. Keys match in either spelling.
+    pub(crate) fn find(&self, path: &str) -> Found<'_, 'a> {
+        let mut found = Found { node: self, key_span: None, exact: true };
+        for step in steps(path) {
+            let next = match (&found.node.value, &step) {
+                (Value::Mapping(entries), Step::Key(key)) => entries
+                    .iter()
+                    .find(|entry| entry.key == *key || camel_case(&entry.key) == *key)
+                    .map(|entry| Found { node: &entry.value, key_span: Some(entry.key_span), exact: true }),
+                (Value::Sequence(items), Step::Index(index)) => {
+                    items.get(*index).map(|node| Found { node, key_span: None, exact: true })
+                }
+                _ => None,
+            };
+            match next {
+                Some(next) => found = next,
+                None => return Found { exact: false, ..found },
+            }
+        }
+        found
     }
 
     /// The text of a scalar that isn't null.
@@ -349,8 +354,15 @@ impl<'a> Builder<'a> {
     fn close(&mut self, end: Span) -> Result<(), TreeError> {
         let Some(open) = self.open.pop() else { return Ok(()) };
         let value = match open.partial {
-            Partial::Sequence(items) => Value::Sequence(items),
-            Partial::Mapping { entries, merges, .. } => Value::Mapping(self.merge(entries, merges)?),
+            Partial::Sequence(mut items) => {
+                items.shrink_to_fit();
+                Value::Sequence(items)
+            }
+            Partial::Mapping { entries, merges, .. } => {
+                let mut entries = self.merge(entries, merges)?;
+                entries.shrink_to_fit();
+                Value::Mapping(entries)
+            }
         };
         let span = Span { end: end.end.max(open.span.end), ..open.span };
         self.finish(Node { id: open.id, span, value }, open.anchor)

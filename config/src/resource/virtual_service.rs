@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::fields::Fields;
 use super::value::Base64;
 
 /// Routes for hosts.
@@ -29,20 +30,20 @@ pub struct HttpRoute {
     #[serde(rename = "match")]
     pub match_: Vec<HttpMatchRequest>,
     pub route: Vec<HttpRouteDestination>,
-    pub redirect: Option<HttpRedirect>,
-    pub direct_response: Option<HttpDirectResponse>,
-    pub delegate: Option<Delegate>,
-    pub rewrite: Option<HttpRewrite>,
+    pub redirect: Option<Box<HttpRedirect>>,
+    pub direct_response: Option<Box<HttpDirectResponse>>,
+    pub delegate: Option<Box<Delegate>>,
+    pub rewrite: Option<Box<HttpRewrite>>,
     pub timeout: Option<Duration>,
-    pub retries: Option<HttpRetry>,
-    pub fault: Option<HttpFaultInjection>,
-    pub mirror: Option<Destination>,
+    pub retries: Option<Box<HttpRetry>>,
+    pub fault: Option<Box<HttpFaultInjection>>,
+    pub mirror: Option<Box<Destination>>,
     pub mirrors: Vec<HttpMirrorPolicy>,
     /// Deprecated, in percent.
     pub mirror_percent: Option<u32>,
     pub mirror_percentage: Option<Percent>,
-    pub cors_policy: Option<CorsPolicy>,
-    pub headers: Option<Headers>,
+    pub cors_policy: Option<Box<CorsPolicy>>,
+    pub headers: Option<Box<Headers>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -53,14 +54,14 @@ pub struct HttpMatchRequest {
     pub scheme: Option<StringMatch>,
     pub method: Option<StringMatch>,
     pub authority: Option<StringMatch>,
-    pub headers: BTreeMap<String, StringMatch>,
+    pub headers: Fields<StringMatch>,
     /// Zero means any.
     pub port: u32,
     pub source_labels: BTreeMap<String, String>,
     pub gateways: Vec<String>,
-    pub query_params: BTreeMap<String, StringMatch>,
+    pub query_params: Fields<StringMatch>,
     pub ignore_uri_case: bool,
-    pub without_headers: BTreeMap<String, StringMatch>,
+    pub without_headers: Fields<StringMatch>,
     pub source_namespace: String,
     pub stat_prefix: String,
 }
@@ -103,7 +104,7 @@ impl TryFrom<StringMatchFields> for StringMatch {
 pub struct HttpRouteDestination {
     pub destination: Option<Destination>,
     pub weight: i32,
-    pub headers: Option<Headers>,
+    pub headers: Option<Box<Headers>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -287,8 +288,8 @@ pub struct Headers {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct HeaderOperations {
-    pub set: BTreeMap<String, String>,
-    pub add: BTreeMap<String, String>,
+    pub set: Fields<String>,
+    pub add: Fields<String>,
     pub remove: Vec<String>,
 }
 

@@ -276,14 +276,14 @@ fn action_details(action: &Action) -> Vec<String> {
             details.extend(operations.map(|operation| format!("{cluster}: {direction} {operation}")));
         }
     }
-    details.extend(path_rewrite.as_ref().map(|rewrite| match rewrite {
+    details.extend(path_rewrite.as_deref().map(|rewrite| match rewrite {
         PathRewrite::Prefix { length, with } => format!("rewrite first {length} bytes of path to {with}"),
         PathRewrite::Full(path) => format!("rewrite path to {path}"),
         PathRewrite::Regex { substitution } => format!("rewrite path by {substitution:?}"),
     }));
     details.extend(host_rewrite.as_ref().map(|host| format!("rewrite authority to {host}")));
     details.extend(timeout.map(|timeout| format!("timeout {timeout:?}")));
-    details.push(match retry {
+    details.push(match retry.as_deref() {
         None => "no retries".to_owned(),
         Some(RetryPolicy { attempts, per_try_timeout, on, backoff, avoid_previous_hosts }) => {
             let per_try = per_try_timeout.map(|timeout| format!(", each {timeout:?}")).unwrap_or_default();
@@ -291,7 +291,7 @@ fn action_details(action: &Action) -> Vec<String> {
             format!("retries {attempts}{per_try} on {}, back-off {backoff:?}{same_host}", retry_on(on))
         }
     });
-    if let Some(Fault { delay, abort }) = fault {
+    if let Some(Fault { delay, abort }) = fault.as_deref() {
         details.extend(delay.map(|(delay, share)| format!("delay {delay:?} ({})", percent(share.0))));
         details.extend(abort.map(|(abort, share)| match abort {
             Abort::Http(status) => format!("abort {status} ({})", percent(share.0)),
@@ -301,7 +301,7 @@ fn action_details(action: &Action) -> Vec<String> {
     for Mirror { cluster, share } in mirrors {
         details.push(format!("mirror to {cluster} ({})", percent(share.0)));
     }
-    details.extend(cors.as_ref().map(cors_policy));
+    details.extend(cors.as_deref().map(cors_policy));
     details
 }
 

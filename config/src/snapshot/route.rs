@@ -90,11 +90,11 @@ pub struct RouteMatch {
     /// `ignoreUriCase`: ASCII case of exact and prefix paths doesn't matter.
     pub ignore_path_case: bool,
     /// On the method.
-    pub method: Option<StringMatch>,
+    pub method: Option<Box<StringMatch>>,
     /// On the scheme.
-    pub scheme: Option<StringMatch>,
+    pub scheme: Option<Box<StringMatch>>,
     /// On the full authority including port.
-    pub authority: Option<StringMatch>,
+    pub authority: Option<Box<StringMatch>>,
     /// On headers, `withoutHeaders` included.
     pub headers: Vec<HeaderMatch>,
     /// On query parameters.
@@ -109,7 +109,7 @@ impl RouteMatch {
     /// Source: `reference/networking.md` §3.6; CONNECT matches nothing (§3.21).
     pub fn is_match(&self, request: &RequestView<'_>) -> bool {
         let Self { path, ignore_path_case, method, scheme, authority, headers, query, claims } = self;
-        let holds = |condition: &Option<StringMatch>, value: &str| {
+        let holds = |condition: &Option<Box<StringMatch>>, value: &str| {
             condition.as_ref().is_none_or(|condition| condition.is_match(value.as_bytes()))
         };
         request.method != "CONNECT"
@@ -216,25 +216,25 @@ pub enum Action {
     DirectResponse(DirectResponse),
 }
 
-/// Forwarding to clusters.
+/// Forwarding to clusters. There may be one for each of 100,000 routes, so what few routes have is behind a pointer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Forward {
     /// Destinations with a weight above 0; never empty. A single one takes everything.
     pub clusters: Vec<WeightedCluster>,
     /// Path rewrite.
-    pub path_rewrite: Option<PathRewrite>,
+    pub path_rewrite: Option<Box<PathRewrite>>,
     /// New authority, from `rewrite.authority` or a route-level header operation on it.
     pub host_rewrite: Option<String>,
     /// Route timeout; `None` = none.
     pub timeout: Option<Duration>,
-    /// Retries; `None` = disabled.
-    pub retry: Option<RetryPolicy>,
+    /// Retries; `None` = disabled. Shared by all routes that have the mesh's.
+    pub retry: Option<Arc<RetryPolicy>>,
     /// Faults.
-    pub fault: Option<Fault>,
+    pub fault: Option<Box<Fault>>,
     /// Mirrors.
     pub mirrors: Vec<Mirror>,
     /// CORS.
-    pub cors: Option<Cors>,
+    pub cors: Option<Box<Cors>>,
 }
 
 /// One destination of a forward.
@@ -248,9 +248,9 @@ pub struct WeightedCluster {
     /// `x-envoy-original-host`.
     pub host_rewrite: Option<String>,
     /// Operations that run before the route's (several destinations only).
-    pub request_headers: HeaderOps,
+    pub request_headers: Arc<HeaderOps>,
     /// Operations that run before the route's (several destinations only).
-    pub response_headers: HeaderOps,
+    pub response_headers: Arc<HeaderOps>,
 }
 
 /// How the path changes before it goes upstream; the query stays.
@@ -657,7 +657,7 @@ mod tests {
     #[test]
     fn authority_is_compared_whole() {
         for (authority, expected) in [("Foo.com:80", true), ("foo.com", false), ("Foo.com", false)] {
-            let matches = RouteMatch { authority: Some(exact(authority)), ..RouteMatch::default() };
+            let matches = RouteMatch { authority: Some(Box::new(exact(authority))), ..RouteMatch::default() };
             assert_eq!(matches.is_match(&GET), expected, "{authority}");
         }
     }

@@ -627,8 +627,8 @@ fn is_authority(name: &str) -> bool {
 fn authorities(path: &str, route: &HttpRoute, findings: &mut Findings) {
     let rewrite = route.rewrite.as_ref().is_some_and(|rewrite| !rewrite.authority.is_empty());
     let request = route.headers.as_ref().and_then(|headers| headers.request.as_ref());
-    let set = request.is_some_and(|request| request.set.keys().any(|name| is_authority(name)));
-    let add = request.is_some_and(|request| request.add.keys().any(|name| is_authority(name)));
+    let set = request.is_some_and(|request| request.set.iter().any(|(name, _)| is_authority(name)));
+    let add = request.is_some_and(|request| request.add.iter().any(|(name, _)| is_authority(name)));
     let places = [
         (rewrite, format!("{path}.rewrite.authority")),
         (set, format!("{path}.headers.request.set")),

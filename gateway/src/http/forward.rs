@@ -593,7 +593,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
 
     /// Waits before retry number `retry`: uniform below `base * 2^(retry-1)`, at most ten times the base.
     async fn back_off(&mut self, retry: u32) -> Result<Option<Expired>, Cut> {
-        let Some(RetryPolicy { backoff, .. }) = &self.action.retry else { return Ok(None) };
+        let Some(RetryPolicy { backoff, .. }) = self.action.retry.as_deref() else { return Ok(None) };
         let doubled = backoff.saturating_mul(1_u32.checked_shl(retry - 1).unwrap_or(u32::MAX));
         let bound = doubled.min(*backoff * 10);
         let bound = u64::try_from(bound.as_micros()).unwrap_or(u64::MAX);

@@ -127,13 +127,13 @@ impl<'a> Actions<'a> {
             None => (None, None),
         };
         let retry = match retries {
-            Some(policy) => retry::compile(policy, &self.field.name("retries"), &mut translation.report),
+            Some(policy) => retry::compile(policy, &self.field.name("retries"), &mut translation.report).map(Arc::new),
             None => translation.place.retry.cloned(),
         };
         let mut copies = Vec::new();
         if let Some(destination) = mirror {
             let percent = mirror_percentage.map(|percent| percent.value).or(mirror_percent.map(f64::from));
-            copies.push((destination, percent, self.field.name("mirror").path()));
+            copies.push((&**destination, percent, self.field.name("mirror").path()));
         }
         let list = self.field.name("mirrors");
         for (i, HttpMirrorPolicy { destination, percentage }) in mirrors.iter().enumerate() {
@@ -150,15 +150,16 @@ impl<'a> Actions<'a> {
         let mirrors = mirrors.collect();
         Some(Forward {
             clusters,
-            path_rewrite,
+            path_rewrite: path_rewrite.map(Box::new),
             host_rewrite: authority.or_else(|| operations.authority.clone()),
             timeout: timeout.filter(|timeout| !timeout.is_zero()),
             retry,
-            fault: fault.as_ref().and_then(|fault| self.fault(fault, translation)),
+            fault: fault.as_ref().and_then(|fault| self.fault(fault, translation)).map(Box::new),
             mirrors,
             cors: cors_policy
                 .as_ref()
-                .map(|policy| cors::compile(policy, &self.field.name("corsPolicy"), &mut translation.report)),
+                .map(|policy| cors::compile(policy, &self.field.name("corsPolicy"), &mut translation.report))
+                .map(Box::new),
         })
     }
 
@@ -174,15 +175,16 @@ impl<'a> Actions<'a> {
             let Some(destination) = destination.as_ref().filter(|_| weight > 0) else { continue };
             let operations = match is_single {
                 true => Operations::default(),
-                false => Operations::new(headers.as_ref(), &field.name("headers"), &mut translation.report),
+                false => Operations::new(headers.as_deref(), &field.name("headers"), &mut translation.report),
             };
             let path = below_spec(field.name("destination").path());
+            let (request_headers, response_headers) = operations.shared(translation.place.shared);
             clusters.push(WeightedCluster {
                 cluster: translation.cluster(destination, self.rule, path),
                 weight,
                 host_rewrite: operations.authority,
-                request_headers: operations.request,
-                response_headers: operations.response,
+                request_headers,
+                response_headers,
             });
         }
         clusters

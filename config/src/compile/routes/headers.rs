@@ -24,12 +24,12 @@ impl Operations {
     /// Those of a rule. A single destination's are part of them: all removals come first, the destination's additions
     /// last, so that the destination wins.
     pub(super) fn of_rule(http: &HttpRoute, field: &Field<'_>, report: &mut Report) -> Self {
-        let mut operations = Self::new(http.headers.as_ref(), &field.name("headers"), report);
+        let mut operations = Self::new(http.headers.as_deref(), &field.name("headers"), report);
         if let [HttpRouteDestination { destination: _, weight: _, headers }] = http.route.as_slice() {
             let list = field.name("route");
             let destination = list.index(0);
             let Self { request, response, authority } =
-                Self::new(headers.as_ref(), &destination.name("headers"), report);
+                Self::new(headers.as_deref(), &destination.name("headers"), report);
             append(&mut operations.request, request);
             append(&mut operations.response, response);
             operations.authority = operations.authority.or(authority);

@@ -41,9 +41,9 @@ pub(super) fn compile(request: &HttpMatchRequest, field: &Field<'_>, report: &mu
     let mut matches = RouteMatch {
         path,
         ignore_path_case: *ignore_uri_case,
-        scheme: single("scheme", scheme)?,
-        method: single("method", method)?,
-        authority: single("authority", authority)?,
+        scheme: single("scheme", scheme)?.map(Box::new),
+        method: single("method", method)?.map(Box::new),
+        authority: single("authority", authority)?.map(Box::new),
         ..RouteMatch::default()
     };
     for (list, values, invert) in [("headers", headers, false), ("withoutHeaders", without_headers, true)] {
@@ -66,6 +66,8 @@ pub(super) fn compile(request: &HttpMatchRequest, field: &Field<'_>, report: &mu
         let value = string_match(value, list.name(name), report)?;
         matches.query.push(QueryMatch { name: name.clone(), value });
     }
+    matches.headers.shrink_to_fit();
+    matches.query.shrink_to_fit();
     Some(matches)
 }
 

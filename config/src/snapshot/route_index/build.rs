@@ -271,7 +271,7 @@ impl<'a> Builder<'a> {
     /// The conditions of a route in `dimension` that are still open.
     fn conditions(&self, item: Item, dimension: Dimension, mut each: impl FnMut(Open, &'a str, &'a StringMatch)) {
         let matches = self.matches(item);
-        let mut single = |condition: Open, value: &'a Option<StringMatch>| {
+        let mut single = |condition: Open, value: &'a Option<Box<StringMatch>>| {
             if let Some(value) = value
                 && item.open.contains(condition)
             {

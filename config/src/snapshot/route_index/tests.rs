@@ -122,7 +122,7 @@ fn route_match() -> impl Strategy<Value = RouteMatch> {
     let single = |values: &'static [&'static str]| {
         let exact = select(values).prop_map(|text| StringMatch::Exact(text.to_owned()));
         let prefix = select(values).prop_map(|text| StringMatch::Prefix(text[..1].to_owned()));
-        option::weighted(0.2, prop_oneof![4 => exact, 1 => prefix])
+        option::weighted(0.2, prop_oneof![4 => exact, 1 => prefix].prop_map(Box::new))
     };
     let headers = vec(
         (select(&NAMES[..]), string_match(), prop::bool::weighted(0.15))

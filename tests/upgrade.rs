@@ -224,3 +224,79 @@ async fn http10_on_demand() {
     check_local_reply(&mut table, &response, 400, "", true);
     table.finish();
 }
+
+/// RFC 6455 §5.2: a masked text frame `hi` as clients send it, and the frame that echoes it.
+const FRAME: &[u8] = b"\x81\x82\x01\x02\x03\x04ik";
+const ECHOED: &[u8] = b"\x81\x02hi";
+
+/// The echo backend with HTTP/2, which takes the extended CONNECT form.
+async fn echo_backend() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let options = gateway::echo::EchoOptions { bind: Vec::new(), name: "echo".to_owned(), version: "v1".to_owned() };
+    tokio::spawn(gateway::echo::serve(listener, options));
+    address
+}
+
+/// An HTTP/1.1 handshake towards an HTTP/2 cluster goes upstream in the extended CONNECT form (RFC 8441).
+#[tokio::test]
+async fn websocket_to_http2_upstreams() {
+    let gateway = Mesh::new().http2("echo.test", &[echo_backend().await]).route("a.com", "echo.test").start().await;
+    let mut client = Http1::connect(gateway.address(80)).await;
+    client
+        .send(
+            "GET /ws HTTP/1.1\r\nhost: a.com\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+             sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )
+        .await;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.extend(client.read_exactly(1).await.unwrap_or_else(|failure| panic!("{failure:?} after {head:?}")));
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
+    // RFC 6455 §1.3 gives the answer to this key.
+    assert!(head.contains("\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{head}");
+    client.send(FRAME).await;
+    assert_eq!(client.read_exactly(ECHOED.len()).await, Ok(ECHOED.to_vec()));
+}
+
+/// With `--http2-websocket`, HTTP/2 clients may open WebSockets (RFC 8441), whatever the upstream speaks.
+#[tokio::test]
+async fn websocket_from_http2_clients_on_demand() {
+    let echo = echo_backend().await;
+    let gateway = Mesh::new()
+        .http("h1.test", &[echo])
+        .http2("h2.test", &[echo])
+        .route("h1.com", "h1.test")
+        .route("h2.com", "h2.test")
+        .builder()
+        .argument("--http2-websocket")
+        .start()
+        .await
+        .unwrap_or_else(|failure| panic!("{failure}"));
+    for host in ["h1.com", "h2.com"] {
+        let socket = tokio::net::TcpStream::connect(gateway.address(80)).await.unwrap();
+        let (send, connection) = h2::client::handshake(socket).await.unwrap();
+        tokio::spawn(connection);
+        crate::harness::eventually("the gateway's settings", || async {
+            send.is_extended_connect_protocol_enabled().then_some(())
+        })
+        .await;
+        let mut request =
+            Request::connect(format!("http://{host}/ws")).header("sec-websocket-version", "13").body(()).unwrap();
+        request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+        let (response, mut body) = send.ready().await.unwrap().send_request(request, false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200, "{host}");
+        assert!(!response.headers().contains_key("connection"), "{host}");
+        body.send_data(bytes::Bytes::from_static(FRAME), false).unwrap();
+        let mut received = Vec::new();
+        let mut stream = response.into_body();
+        while received.len() < ECHOED.len() {
+            let data = stream.data().await.unwrap_or_else(|| panic!("{host}: ended after {received:?}")).unwrap();
+            received.extend_from_slice(&data);
+        }
+        assert_eq!(received, ECHOED, "{host}");
+    }
+}

@@ -13,6 +13,7 @@ use crate::harness::client::{CLIENT, End, Failure, Http1, connect_from};
 use crate::harness::eventually;
 use crate::harness::gateway::{Gateway, write_into};
 use crate::harness::mesh::Mesh;
+use crate::harness::process::{Process, fairlead};
 use crate::harness::raw_h2::{self, RawH2};
 use crate::harness::upstream::Upstream;
 
@@ -183,6 +184,83 @@ async fn a_port_that_is_taken_is_reported_and_bound_later() {
     let address = bound(&gateway, 81).await;
     assert_eq!(address.port(), port);
     assert_eq!(body(address, "a.test").await, "v1");
+}
+
+#[tokio::test]
+async fn a_port_of_another_gateway_is_taken_as_well() {
+    // Both listen with SO_REUSEPORT, so the kernel alone would let them share it.
+    let first = Mesh::new().start().await;
+    let address = first.address(80);
+    let second = Mesh::new()
+        .servers("- {port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}\n", &[])
+        .builder()
+        .argument("--port-map")
+        .argument(&format!("80:{}", address.port()))
+        .file("answer.yaml", answer("answer", "a.test", "second"))
+        .start()
+        .await
+        .unwrap_or_else(|failure| panic!("{failure}"));
+    assert!(second.bound(80).await.is_empty());
+    for _ in 0..20 {
+        assert_eq!(Http1::connect(address).await.get("a.test", "/").await.status, 404, "the first answers");
+    }
+    drop(first);
+    assert_eq!(bound(&second, 80).await, address);
+    assert_eq!(body(address, "a.test").await, "second");
+}
+
+#[tokio::test]
+async fn a_server_moves_to_another_address() {
+    let servers = |bind: &str| {
+        let servers = format!(
+            "- {{port: {{number: 80, name: http, protocol: HTTP}}, hosts: ['*']}}\n\
+             - {{port: {{number: 81, name: moves, protocol: HTTP}}, bind: {bind}, hosts: ['*']}}\n"
+        );
+        Mesh::new().servers(&servers, &[80, 81])
+    };
+    let mesh = servers("127.0.0.1");
+    let builder = mesh.builder().file("answer.yaml", answer("answer", "a.test", "v1"));
+    let gateway = builder.start().await.unwrap_or_else(|failure| panic!("{failure}"));
+    let old = gateway.address(81);
+    let mut client = Http1::connect(old).await;
+    assert_eq!(client.get("a.test", "/").await.text(), "v1");
+    let mut other = Http1::connect(gateway.address(80)).await;
+    gateway.write("config.yaml", &servers("127.0.0.3").yaml()).await;
+    let new = bound(&gateway, 81).await;
+    assert_eq!(new.ip().to_string(), "127.0.0.3");
+    assert_eq!(body(new, "a.test").await, "v1");
+    assert!(connect_from(CLIENT, old).await.is_err());
+    assert_eq!(client.get("a.test", "/").await.header("connection"), "close");
+    assert!(!other.get("a.test", "/").await.has("connection"), "port 80 isn't concerned");
+}
+
+#[tokio::test]
+async fn without_bind_it_listens_on_both_families() {
+    let place = tempfile::tempdir().unwrap();
+    let (config, ready) = (place.path().join("config.yaml"), place.path().join("ready.json"));
+    std::fs::write(&config, format!("{}---\n{}", Mesh::new().yaml(), answer("answer", "a.test", "any"))).unwrap();
+    let mut command = fairlead(&["run", "--port-map", "80:0", "--admin", "off", "--status", "off", "--metrics", "off"]);
+    command.arg("--config").arg(&config).arg("--ready-file").arg(&ready);
+    let _gateway = Process::start(command);
+    let text = eventually("it is ready", || async { std::fs::read_to_string(&ready).ok() }).await;
+    let said: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let addresses: Vec<SocketAddr> = said["listeners"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|listener| listener["address"].as_str().unwrap().parse().unwrap())
+        .collect();
+    let port = addresses[0].port();
+    assert_eq!(addresses[0], SocketAddr::from(([0, 0, 0, 0], port)));
+    assert_eq!(body(SocketAddr::from(([127, 0, 0, 1], port)), "a.test").await, "any");
+    if TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("skipped: this machine has no IPv6");
+        return;
+    }
+    assert_eq!(addresses[1..], [SocketAddr::from(([0_u16; 8], port))], "the same port");
+    let text =
+        tokio::task::spawn_blocking(move || over(&mut std::net::TcpStream::connect(("::1", port)).expect("over IPv6")));
+    assert!(text.await.unwrap().ends_with("\r\n\r\nany"));
 }
 
 #[tokio::test]

@@ -124,6 +124,43 @@ async fn a_thousand_changes_disturb_nobody() {
     assert!(served.iter().all(|served| *served >= CHANGES / 2), "too little load to say anything: {served:?}");
 }
 
+#[tokio::test]
+async fn a_request_keeps_the_configuration_it_began_with() {
+    let slow = Upstream::h1(|_| {
+        let mut steps = answer("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow");
+        steps.insert(1, Step::Pause(Duration::from_millis(700)));
+        steps
+    })
+    .await;
+    let quick = Upstream::answers("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nquick").await;
+    let route = |service: &str, upstream: &Upstream, version: &str| {
+        let routes = format!(
+            "[{{route: [{{destination: {{host: {service}}}}}], headers: {{response: {{set: {{x-version: {version}}}}}}}}}]"
+        );
+        Mesh::new().http(service, &[upstream.address()]).routes("a.test", &routes)
+    };
+    let gateway = route("slow.test", &slow, "one").start().await;
+    let mut first = Http1::connect(gateway.address(80)).await;
+    first.send("GET / HTTP/1.1\r\nhost: a.test\r\n\r\n").await;
+    let mut streams = Http2::connect(gateway.address(80)).await;
+    let (stream, _) = streams.open(http::Request::get("http://a.test/").body(()).unwrap(), true).await.unwrap();
+    crate::harness::eventually("both are under way", || async { (slow.open() >= 2).then_some(()) }).await;
+
+    // Its route, its service and its cluster go; what has begun comes to its end as it began.
+    gateway.write("config.yaml", &route("quick.test", &quick, "two").yaml()).await;
+    let response = Http1::connect(gateway.address(80)).await.get("a.test", "/").await;
+    assert_eq!((response.text().as_str(), response.header("x-version")), ("quick", "two"));
+    let response = first.response().await;
+    assert_eq!((response.text().as_str(), response.header("x-version")), ("slow", "one"));
+    let response = crate::harness::client::read_h2(stream).await;
+    assert_eq!((response.text().as_str(), response.header("x-version")), ("slow", "one"));
+    // On the same connections, the next requests follow the new one.
+    assert_eq!(first.get("a.test", "/").await.text(), "quick");
+    assert_eq!(streams.get("a.test", "/").await.text(), "quick");
+    // What the old cluster had is let go.
+    crate::harness::eventually("its connections end", || async { (slow.open() == 0).then_some(()) }).await;
+}
+
 /// Waits until a configuration newer than `generation` is in force; which one.
 async fn newer(admin: &mut Http1, generation: u64) -> u64 {
     let begin = Instant::now();

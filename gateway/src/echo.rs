@@ -36,6 +36,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::controls::{Controls, Cut, Moment};
 use self::report::Received;
@@ -61,6 +62,8 @@ pub struct EchoOptions {
 /// # Errors
 /// An address that can't be bound.
 pub async fn run(options: EchoOptions) -> anyhow::Result<()> {
+    // Before anybody is told that it listens, and so may end it.
+    let mut interrupt = signal(SignalKind::interrupt()).context("can't wait for Ctrl-C")?;
     let mut servers = tokio::task::JoinSet::new();
     for address in &options.bind {
         let listener = TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))?;
@@ -68,7 +71,8 @@ pub async fn run(options: EchoOptions) -> anyhow::Result<()> {
         writeln!(io::stdout(), "{} {} listens on http://{bound}", options.name, options.version)?;
         servers.spawn(serve(listener, options.clone()));
     }
-    tokio::signal::ctrl_c().await.context("can't wait for Ctrl-C")
+    interrupt.recv().await;
+    Ok(())
 }
 
 /// Serves connections of `listener` until the future is dropped; `options.bind` is not read.

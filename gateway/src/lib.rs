@@ -103,6 +103,7 @@ pub struct Running {
     admin: Arc<Admin>,
     reloader: Reloader,
     shutdown: Shutdown,
+    signals: Signals,
     /// The ports beside the listeners, as they are.
     pub ports: admin::Addresses,
 }
@@ -125,6 +126,8 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
         ready_file,
         shutdown,
     } = options;
+    // Whoever is told that the gateway is ready may end it at once, and in order.
+    let signals = Signals::new()?;
     // The operating system names changed files as it was told the directories.
     let roots: Vec<PathBuf> = roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
     let source = Source {
@@ -159,7 +162,7 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
     reloader.apply(&loaded, begin).await;
     admin.readiness.serving();
     reloader.write_ready_file();
-    Ok(Running { gateway, admin, reloader, shutdown, ports })
+    Ok(Running { gateway, admin, reloader, shutdown, signals, ports })
 }
 
 impl Running {
@@ -168,18 +171,18 @@ impl Running {
     /// # Errors
     /// When the operating system refuses signals.
     pub async fn serve(mut self) -> io::Result<()> {
-        let mut signals = Signals::new()?;
         tokio::select! {
             failed = self.reloader.follow() => failed?,
-            () = signals.next() => {}
+            () = self.signals.next() => {}
         }
         let drain = self.drain_time();
         info!(?drain, until_no_connections = self.shutdown.until_no_connections, "draining");
         self.admin.readiness.draining();
         self.reloader.listeners.drain();
+        let drained = drained(&self.gateway, self.shutdown, drain);
         tokio::select! {
-            () = self.drained(drain) => {}
-            () = signals.next() => info!("second signal: not waiting any longer"),
+            () = drained => {}
+            () = self.signals.next() => info!("second signal: not waiting any longer"),
         }
         self.end().await;
         Ok(())
@@ -194,26 +197,26 @@ impl Running {
         self.shutdown.drain.unwrap_or_else(|| self.gateway.state.load().snapshot.mesh.termination_drain)
     }
 
-    async fn drained(&self, drain: Duration) {
-        if !self.shutdown.until_no_connections {
-            return tokio::time::sleep(drain).await;
-        }
-        tokio::time::sleep(self.shutdown.minimum).await;
-        self.no_connections().await;
-    }
-
-    async fn no_connections(&self) {
-        while self.gateway.telemetry.metrics.connections.active() > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
     /// Cuts what is left, and lets it write its access log.
     async fn end(mut self) {
         self.reloader.listeners.shut_down();
-        let _ = tokio::time::timeout(Duration::from_millis(500), self.no_connections()).await;
+        let _ = tokio::time::timeout(Duration::from_millis(500), no_connections(&self.gateway)).await;
         self.gateway.telemetry.access_log.flush();
         info!("bye");
+    }
+}
+
+async fn drained(gateway: &Gateway, shutdown: Shutdown, drain: Duration) {
+    if !shutdown.until_no_connections {
+        return tokio::time::sleep(drain).await;
+    }
+    tokio::time::sleep(shutdown.minimum).await;
+    no_connections(gateway).await;
+}
+
+async fn no_connections(gateway: &Gateway) {
+    while gateway.telemetry.metrics.connections.active() > 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

@@ -274,6 +274,7 @@ pub(crate) fn camel_case(name: &str) -> Cow<'_, str> {
 }
 
 struct Builder<'a> {
+    text: &'a str,
     root: Option<Node<'a>>,
     duplicates: Vec<TreeError>,
     open: Vec<Open<'a>>,
@@ -301,6 +302,7 @@ impl<'a> Builder<'a> {
     fn new(text: &'a str) -> Self {
         let offsets = (!text.is_ascii()).then(|| text.char_indices().map(|(offset, _)| offset as u32).collect());
         Self {
+            text,
             root: None,
             duplicates: Vec::new(),
             open: Vec::new(),
@@ -319,6 +321,7 @@ impl<'a> Builder<'a> {
                 let is_text = tag.is_some_and(|tag| tag.is_yaml_core_schema() && tag.suffix == "str");
                 let plain = style == ScalarStyle::Plain && !is_text;
                 let id = self.id();
+                let text = self.borrowed(text, span);
                 self.finish(Node { id, span, value: Value::Scalar { text, plain } }, anchor)
             }
             Event::SequenceStart(anchor, _) => self.open(span, anchor, Partial::Sequence(Vec::new())),
@@ -336,6 +339,21 @@ impl<'a> Builder<'a> {
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) | Event::DocumentEnd => {
                 Ok(())
             }
+        }
+    }
+
+    /// The parser copies nearly all scalars with space to spare, also those that stand in the document as they are.
+    fn borrowed(&self, text: Cow<'a, str>, span: Span) -> Cow<'a, str> {
+        let original = self.text.get(span.range()).unwrap_or_default();
+        let unquoted = original.get(1..original.len().max(2) - 1).unwrap_or_default();
+        match text {
+            text if *text == *original => Cow::Borrowed(original),
+            text if *text == *unquoted => Cow::Borrowed(unquoted),
+            Cow::Owned(mut text) => {
+                text.shrink_to_fit();
+                Cow::Owned(text)
+            }
+            text => text,
         }
     }
 

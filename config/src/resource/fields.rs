@@ -1,9 +1,9 @@
-//! Maps of few entries.
+//! Maps and lists without spare places.
 
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{MapAccess, Visitor};
+use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 /// A protobuf map as it stands in match entries and header operations, where nearly all have none or one entry: a sorted
@@ -84,6 +84,34 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Fields<V> {
 
         deserializer.deserialize_map(Entries(PhantomData))
     }
+}
+
+/// A list that may be large, without spare places. serde's own grows step by step from 1 MiB on.
+pub(super) fn exact_list<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    struct Items<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Items<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+            // The tree that is decoded holds as many nodes, so the number can be believed.
+            let mut items = Vec::with_capacity(list.size_hint().unwrap_or(0));
+            while let Some(item) = list.next_element()? {
+                items.push(item);
+            }
+            Ok(items)
+        }
+    }
+
+    deserializer.deserialize_seq(Items(PhantomData))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::fields::Fields;
+use super::fields::{Fields, exact_list};
 use super::value::Base64;
 
 /// Routes for hosts.
@@ -17,6 +17,7 @@ use super::value::Base64;
 pub struct VirtualService {
     pub hosts: Vec<String>,
     pub gateways: Vec<String>,
+    #[serde(deserialize_with = "exact_list")]
     pub http: Vec<HttpRoute>,
     pub tls: Vec<TlsRoute>,
     pub tcp: Vec<TcpRoute>,

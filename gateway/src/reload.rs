@@ -10,14 +10,14 @@ mod watch;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use config::diagnostic::{Diagnostic, Severity};
 use config::load::{Loaded, Loader, Timing};
 use config::source::Rescan;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch as channel;
-use tokio::task::spawn_blocking;
+use tokio::sync::{oneshot, watch as channel};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
@@ -169,12 +169,20 @@ impl Reloader {
     }
 
     async fn load_changes(&mut self, changes: Changes) -> Loaded {
-        let loader = Arc::clone(&self.loader);
-        let load = spawn_blocking(move || {
-            let rescan = if changes.unknown { Rescan::All } else { Rescan::Changed(&changes.paths) };
-            lock(&loader).load(rescan)
-        });
-        load.await.expect("loading panics neither on files nor on what is in them")
+        let (loader, changes) = (Arc::clone(&self.loader), Arc::new(changes));
+        let (sender, loaded) = oneshot::channel();
+        let seen = Arc::clone(&changes);
+        // Nobody waits any more when the process ends.
+        let work = move || _ = sender.send(load(&loader, &seen));
+        // A thread of its own, not one of the pool: the allocator gives back what parsing needed when the thread ends,
+        // and an idle thread would keep it.
+        match thread::Builder::new().name("load".to_owned()).spawn(work) {
+            Ok(_) => loaded.await.expect("loading panics neither on files nor on what is in them"),
+            Err(error) => {
+                warn!(%error, "no thread for loading: doing it here");
+                load(&self.loader, &changes)
+            }
+        }
     }
 
     fn watch_directories(&self, watch: &mut Option<Watch>) -> bool {
@@ -215,6 +223,10 @@ async fn hung_up(hangup: &mut Signal) {
     if hangup.recv().await.is_none() {
         std::future::pending().await
     }
+}
+
+fn load(loader: &Mutex<Loader>, changes: &Changes) -> Loaded {
+    lock(loader).load(if changes.unknown { Rescan::All } else { Rescan::Changed(&changes.paths) })
 }
 
 fn count(diagnostics: &[Diagnostic], severity: Severity) -> usize {

@@ -18,8 +18,8 @@ pub struct State {
     pub snapshot: Arc<Snapshot>,
     /// Listeners of the snapshot by their key.
     pub listeners: AHashMap<ListenerKey, Arc<Listener>>,
-    /// Runtime clusters, one for each of the snapshot's.
-    pub clusters: AHashMap<ClusterName, Arc<Cluster>>,
+    /// Runtime clusters, one for each of the snapshot's. The same `Arc` as long as the snapshot's is.
+    pub clusters: Arc<AHashMap<ClusterName, Arc<Cluster>>>,
 }
 
 /// What identifies a listener across reloads.
@@ -40,18 +40,19 @@ impl State {
             .iter()
             .map(|listener| (ListenerKey { bind: listener.bind.clone(), port: listener.port }, Arc::clone(listener)))
             .collect();
-        let clusters = snapshot
-            .clusters
-            .iter()
-            .map(|(name, config)| {
+        let clusters = if Arc::ptr_eq(&snapshot.clusters, &previous.snapshot.clusters) {
+            Arc::clone(&previous.clusters)
+        } else {
+            let clusters = snapshot.clusters.iter().map(|(name, config)| {
                 let cluster = match previous.clusters.get(name) {
                     Some(cluster) if Arc::ptr_eq(&cluster.config, config) => Arc::clone(cluster),
                     Some(cluster) => Arc::new(cluster.reconfigured(Arc::clone(config))),
                     None => Arc::new(Cluster::new(Arc::clone(config))),
                 };
                 (name.clone(), cluster)
-            })
-            .collect();
+            });
+            Arc::new(clusters.collect())
+        };
         Self { generation: previous.generation + 1, snapshot, listeners, clusters }
     }
 }

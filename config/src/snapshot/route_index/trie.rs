@@ -102,8 +102,10 @@ impl Trie {
             let children = node.children as usize;
             let firsts = &self.firsts[children..][..node.child_count as usize];
             let byte = at(position);
-            // In order, and mostly few: counting needs no branch that could be mispredicted.
+            let (Some(&lowest), Some(&highest)) = (firsts.first(), firsts.last()) else { return };
+            // In order, and mostly few: counting needs no branch that could be mispredicted. Numbers often fill a range.
             let child = match firsts.len() {
+                count if usize::from(highest - lowest) + 1 == count => usize::from(byte.wrapping_sub(lowest)),
                 0..=16 => firsts.iter().map(|&first| usize::from(first < byte)).sum(),
                 _ => firsts.partition_point(|&first| first < byte),
             };

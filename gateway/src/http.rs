@@ -17,6 +17,7 @@ mod mirror;
 pub mod normalize;
 mod redirect;
 mod timers;
+pub mod violations;
 
 use std::cell::RefCell;
 use std::future::poll_fn;

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -17,6 +17,8 @@ use pingora_core::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::http::violations::{BodyWatch, FrameWatch};
+
 /// An open socket.
 #[derive(Debug)]
 pub struct Transport {
@@ -24,6 +26,8 @@ pub struct Transport {
     established: SystemTime,
     /// Bytes that were read ahead and are to be read again.
     ahead: BytesMut,
+    /// Looks at what is written, on HTTP/2 connections of clients.
+    watch: Option<(FrameWatch, BodyWatch)>,
 }
 
 #[derive(Debug)]
@@ -34,13 +38,13 @@ enum Socket {
 
 impl From<TcpStream> for Transport {
     fn from(socket: TcpStream) -> Self {
-        Self { socket: Socket::Tcp(socket), established: SystemTime::now(), ahead: BytesMut::new() }
+        Self { socket: Socket::Tcp(socket), established: SystemTime::now(), ahead: BytesMut::new(), watch: None }
     }
 }
 
 impl From<UnixStream> for Transport {
     fn from(socket: UnixStream) -> Self {
-        Self { socket: Socket::Unix(socket), established: SystemTime::now(), ahead: BytesMut::new() }
+        Self { socket: Socket::Unix(socket), established: SystemTime::now(), ahead: BytesMut::new(), watch: None }
     }
 }
 
@@ -56,6 +60,11 @@ impl Transport {
     /// Gives back bytes that were read ahead: the next read returns them.
     pub fn rewind(&mut self, bytes: BytesMut) {
         self.ahead = bytes;
+    }
+
+    /// Lets `written` and `read` look at everything from now on; a write that is refused fails.
+    pub fn watch(&mut self, written: FrameWatch, read: BodyWatch) {
+        self.watch = Some((written, read));
     }
 
     /// Makes the close of this socket a reset instead of a FIN.
@@ -76,24 +85,36 @@ impl Transport {
 
 impl AsyncRead for Transport {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
+        let before = buf.filled().len();
+        if self.ahead.is_empty() {
+            match &mut self.socket {
+                Socket::Tcp(socket) => ready!(Pin::new(socket).poll_read(cx, buf))?,
+                Socket::Unix(socket) => ready!(Pin::new(socket).poll_read(cx, buf))?,
+            }
+        } else {
             let count = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead.split_to(count));
-            return Poll::Ready(Ok(()));
         }
-        match &mut self.socket {
-            Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
-            Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+        if let Some((_, watch)) = &mut self.watch {
+            watch.follow(&buf.filled()[before..]);
         }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Transport {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            Socket::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Socket::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
+        if self.watch.as_ref().is_some_and(|(watch, _)| watch.refuses([bytes])) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
+        let written = match &mut self.socket {
+            Socket::Tcp(socket) => ready!(Pin::new(socket).poll_write(cx, bytes))?,
+            Socket::Unix(socket) => ready!(Pin::new(socket).poll_write(cx, bytes))?,
+        };
+        if let Some((watch, _)) = &mut self.watch {
+            watch.follow(&bytes[..written]);
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -101,10 +122,22 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            Socket::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, parts),
-            Socket::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, parts),
+        if self.watch.as_ref().is_some_and(|(watch, _)| watch.refuses(parts.iter().map(|part| &**part))) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
+        let written = match &mut self.socket {
+            Socket::Tcp(socket) => ready!(Pin::new(socket).poll_write_vectored(cx, parts))?,
+            Socket::Unix(socket) => ready!(Pin::new(socket).poll_write_vectored(cx, parts))?,
+        };
+        if let Some((watch, _)) = &mut self.watch {
+            let mut left = written;
+            for part in parts {
+                let count = part.len().min(left);
+                watch.follow(&part[..count]);
+                left -= count;
+            }
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

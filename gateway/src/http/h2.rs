@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ use tokio::time::Sleep;
 
 use super::exchange::{self, Begun, is_authority_byte};
 use super::headers::Headers;
-use super::{ClientStream, Frame, Gone, Serving, content_length};
+use super::violations::{BodyWatch, FrameWatch, Violations};
+use super::{ClientStream, Frame, Gone, PREFACE, Serving, content_length};
 use crate::request::{PathAndQuery, Protocol, RequestHead};
 use crate::response::Flag;
 use crate::stream::Transport;
@@ -44,7 +46,9 @@ const DRAIN_BYTES: usize = 1 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// Serves the requests of a connection, all at once.
-pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
+pub(super) async fn serve(context: Rc<Serving>, mut transport: Transport) {
+    let violations = Arc::new(Violations::default());
+    transport.watch(FrameWatch::new(Arc::clone(&violations)), BodyWatch::new(Arc::clone(&violations), PREFACE.len()));
     let (_, chain) = context.pin();
     let settings = &*chain.settings;
     let mut options = H2Options::new();
@@ -87,6 +91,7 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
         match next {
             Next::Accepted(Some(Ok(accepted))) => {
                 let (request, respond) = *accepted;
+                violations.accept(respond.stream_id().as_u32());
                 lifetime.moved();
                 let (parts, recv) = request.into_parts();
                 let stream = Stream::new(respond, recv);
@@ -115,7 +120,13 @@ pub(super) async fn serve(context: Rc<Serving>, transport: Transport) {
                 }
             }
             // A broken connection, or its end.
-            Next::Accepted(Some(Err(_)) | None) => return,
+            Next::Accepted(Some(Err(_)) | None) => {
+                if violations.found() {
+                    let refusal = Refusal::Malformed;
+                    exchange::reset(&context, Begun::now(), refusal.flag(), refusal.details());
+                }
+                return;
+            }
             Next::Drain => {
                 lifetime.end();
                 connection.graceful_shutdown();

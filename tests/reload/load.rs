@@ -11,6 +11,9 @@ use crate::harness::upstream::{Step, Upstream, answer};
 
 const CHANGES: usize = 1000;
 
+/// Least time from one change to the next, so that the upload beside them takes a minute.
+const CHANGE_PACE: Duration = Duration::from_millis(60);
+
 /// Time between two requests of one client: the load is there to be disturbed, not to keep the machine busy.
 const PACE: Duration = Duration::from_millis(2);
 
@@ -95,7 +98,9 @@ async fn a_thousand_changes_disturb_nobody() {
     let begin = Instant::now();
     let mut admin = Http1::connect(load.gateway.admin()).await;
     let mut generation = load.gateway.generation().await;
+    let mut pace = tokio::time::interval(CHANGE_PACE);
     for number in 1..=CHANGES {
+        pace.tick().await;
         write_into(&load.gateway.config(), "flips.yaml", &routes(number));
         generation = newer(&mut admin, generation).await;
         load.applied.store(number, Ordering::SeqCst);

@@ -27,6 +27,7 @@ mod tests;
 use std::sync::Arc;
 
 use crate::accept::Refusal;
+use crate::credential::CredentialUse;
 use crate::diagnostic::Diagnostic;
 use crate::resource::Resource;
 use crate::snapshot::Snapshot;
@@ -52,6 +53,8 @@ pub struct Compiled {
     pub snapshot: Snapshot,
     /// Findings, in order of file and line.
     pub diagnostics: Vec<Diagnostic>,
+    /// Who asks for which certificates and CAs.
+    pub credentials: Vec<CredentialUse>,
 }
 
 /// What a compile leaves for the next one. Of no use to a compile with other options: it begins anew then.
@@ -97,7 +100,9 @@ pub fn compile(input: Input<'_>, options: &Options, memo: &mut Memo) -> Compiled
         (location, diagnostic.severity, diagnostic.path.clone(), diagnostic.message.clone())
     });
     diagnostics.dedup();
-    Compiled { snapshot: Snapshot { listeners, clusters, mesh: Arc::clone(&memo.mesh), refusals }, diagnostics }
+    let secrets = Arc::default();
+    let snapshot = Snapshot { listeners, clusters, secrets, mesh: Arc::clone(&memo.mesh), refusals };
+    Compiled { snapshot, diagnostics, credentials: Vec::new() }
 }
 
 /// How many items at the beginning, and how many of the rest at the end, two lists have in common.

@@ -8,6 +8,7 @@
 
 pub mod accept;
 pub mod compile;
+pub mod credential;
 pub mod diagnostic;
 pub mod load;
 pub mod parse;

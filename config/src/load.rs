@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::accept::{Changed, FileStatus, Refusal, Store};
 use crate::compile::{self, Input, Memo, Options};
+use crate::credential::CredentialUse;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::snapshot::Snapshot;
 use crate::source::{Rescan, Source};
@@ -29,6 +30,7 @@ struct Last {
     findings: Vec<Diagnostic>,
     /// All of them.
     diagnostics: Arc<[Diagnostic]>,
+    credentials: Arc<[CredentialUse]>,
 }
 
 /// The result of a load.
@@ -40,6 +42,8 @@ pub struct Loaded {
     pub diagnostics: Arc<[Diagnostic]>,
     /// Whether the snapshot or the diagnostics differ from the load before. The first load is a change.
     pub changed: bool,
+    /// Who asks for which certificates and CAs.
+    pub credentials: Arc<[CredentialUse]>,
     /// What became of the resources.
     pub summary: Changed,
     /// Something is in doubt until the next load with [`Rescan::All`].
@@ -83,8 +87,11 @@ impl Loader {
         let mut timing = Timing { scan: scanned - begin, accept: accepted - scanned, compile: Duration::ZERO };
 
         let needs_compile = |last: &Last| !generation.changed.is_empty() || last.refused != generation.refused_security;
-        let (snapshot, findings) = match self.last.take() {
-            Some(last) if !needs_compile(&last) => (Arc::clone(&last.snapshot), self.keep(last)),
+        let (snapshot, findings, credentials) = match self.last.take() {
+            Some(last) if !needs_compile(&last) => {
+                let (snapshot, credentials) = (Arc::clone(&last.snapshot), Arc::clone(&last.credentials));
+                (snapshot, self.keep(last), credentials)
+            }
             last => {
                 let input = Input { resources: &generation.resources, refused: &generation.refused_security };
                 let compiled = compile::compile(input, &self.options, &mut self.memo);
@@ -95,7 +102,7 @@ impl Loader {
                     _ => Arc::new(compiled.snapshot),
                 };
                 self.last = last;
-                (snapshot, compiled.diagnostics)
+                (snapshot, compiled.diagnostics, compiled.credentials.into())
             }
         };
         let mut diagnostics = generation.diagnostics;
@@ -114,8 +121,17 @@ impl Loader {
             refused: generation.refused_security,
             findings,
             diagnostics: Arc::clone(&diagnostics),
+            credentials: Arc::clone(&credentials),
         });
-        Loaded { snapshot, diagnostics, changed, summary: generation.changed, pending: generation.pending, timing }
+        Loaded {
+            snapshot,
+            diagnostics,
+            changed,
+            credentials,
+            summary: generation.changed,
+            pending: generation.pending,
+            timing,
+        }
     }
 
     /// Puts `last` back and gives its findings once more.
@@ -144,10 +160,11 @@ impl Loader {
 /// Whether two snapshots are made of the same parts. Parts that are equal without being the same count as different,
 /// which costs a swap and nothing else.
 fn is_same(a: &Snapshot, b: &Snapshot) -> bool {
-    let Snapshot { listeners, clusters, mesh, refusals } = a;
+    let Snapshot { listeners, clusters, secrets, mesh, refusals } = a;
     listeners.len() == b.listeners.len()
         && listeners.iter().zip(&b.listeners).all(|(a, b)| Arc::ptr_eq(a, b))
         && Arc::ptr_eq(clusters, &b.clusters)
+        && Arc::ptr_eq(secrets, &b.secrets)
         && Arc::ptr_eq(mesh, &b.mesh)
         && *refusals == b.refusals
 }

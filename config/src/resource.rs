@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::diagnostic::Location;
+use crate::diagnostic::{Location, Place};
 use crate::snapshot::ResourceName;
 use crate::source::Document;
 
@@ -55,6 +55,14 @@ impl Resource {
     /// ancestor that exists, at worst the document's first line. Cost: the first call for a document reads it again.
     pub fn locate(&self, path: &str) -> Location {
         self.origin.locate(path)
+    }
+
+    /// The place of the field at `path`, for a finding about it.
+    pub(crate) fn place(&self, path: &str) -> Place {
+        match &*self.origin.path {
+            "" => self.origin.document.place(path),
+            item => self.origin.document.place(&format!("{item}.{path}")),
+        }
     }
 }
 

@@ -13,7 +13,9 @@ pub mod mesh;
 pub mod render;
 pub mod route;
 pub mod route_index;
+pub mod secret;
 pub mod telemetry;
+pub mod tls;
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use ahash::AHashMap;
 use cluster::{Cluster, ClusterName};
 use listener::Listener;
 use mesh::Mesh;
+use secret::Secrets;
 
 /// Everything that the data plane needs to know, as of one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -32,6 +35,8 @@ pub struct Snapshot {
     /// Clusters by name. A route that names a cluster which is absent here answers 503 with flag `NC`.
     /// The same `Arc` as long as none of them changes.
     pub clusters: Arc<AHashMap<ClusterName, Arc<Cluster>>>,
+    /// Where credentials are looked up. The same `Arc` as long as none of them changes.
+    pub secrets: Arc<Secrets>,
     /// Settings of the whole gateway.
     pub mesh: Arc<Mesh>,
     /// Policies that can't be honoured. While there is one, every request of this gateway answers 503: security fails

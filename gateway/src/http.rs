@@ -120,9 +120,9 @@ impl Serving {
         {
             return (latest, Arc::clone(chain));
         }
-        let chain = latest.listeners.get(&self.listener).and_then(|listener| listener.filter_chains.first());
+        let chain = latest.listeners.get(&self.listener).and_then(|listener| listener.filter_chains.first()?.http());
         let chain = match (chain, &*current) {
-            (Some(chain), _) => Arc::clone(&chain.http),
+            (Some(chain), _) => Arc::clone(chain),
             (None, Some((_, chain))) => Arc::clone(chain),
             (None, None) => Arc::default(),
         };

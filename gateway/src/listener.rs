@@ -373,7 +373,13 @@ mod tests {
         let listeners = listeners
             .iter()
             .map(|&(port, target_port)| {
-                Arc::new(Listener { bind: Bind::Default, port, target_port, filter_chains: Vec::new() })
+                Arc::new(Listener {
+                    bind: Bind::Default,
+                    port,
+                    target_port,
+                    proxy_protocol: false,
+                    filter_chains: Vec::new(),
+                })
             })
             .collect();
         State::build(Arc::new(Snapshot { listeners, ..Snapshot::default() }), &State::default())

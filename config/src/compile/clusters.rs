@@ -251,7 +251,7 @@ impl Context<'_> {
             protocol,
             connect_timeout: connect_timeout(pool, defaults),
             limits: limits(pool, policy.retry_budget, defaults),
-            refused: policy.refused(),
+            tls: policy.tls(),
         })
     }
 

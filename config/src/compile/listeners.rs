@@ -18,7 +18,7 @@ use super::virtual_services::{ServerRoutes, split_host};
 use super::world::{Object, World};
 use crate::diagnostic::Code;
 use crate::resource::gateway::{Gateway, Port, Server as ServerSpec};
-use crate::snapshot::listener::{Bind, FilterChain, HttpChain, HttpSettings, Listener};
+use crate::snapshot::listener::{Bind, FilterChain, Handler, HttpChain, HttpSettings, Listener, Transport};
 
 use tables::Tables;
 
@@ -258,8 +258,13 @@ pub(super) fn compile(
         }
         let mapped = options.port_map.get(&port).copied();
         let target = mapped.or_else(|| registry.target_port(port));
-        let chain =
-            FilterChain { gateways, http: Arc::new(HttpChain { routes, settings: Arc::clone(&memo.settings) }) };
+        let chain = FilterChain {
+            name: routes.name.as_str().into(),
+            gateways,
+            server_names: Vec::new(),
+            transport: Transport::Plaintext,
+            handler: Handler::Http(Arc::new(HttpChain { routes, settings: Arc::clone(&memo.settings) })),
+        };
         listeners.push(reuse(&memo.listeners, bind, port, target.unwrap_or(port), chain));
     }
     memo.tables.forget_unused();
@@ -271,16 +276,19 @@ pub(super) fn compile(
 fn reuse(before: &[Arc<Listener>], bind: Bind, port: u16, target_port: u16, chain: FilterChain) -> Arc<Listener> {
     let known = before.iter().find(|known| {
         let [known_chain] = known.filter_chains.as_slice() else { return false };
+        let (Some(known_http), Some(http)) = (known_chain.http(), chain.http()) else { return false };
         known.bind == bind
             && known.port == port
             && known.target_port == target_port
             && known_chain.gateways == chain.gateways
-            && Arc::ptr_eq(&known_chain.http.routes, &chain.http.routes)
-            && Arc::ptr_eq(&known_chain.http.settings, &chain.http.settings)
+            && Arc::ptr_eq(&known_http.routes, &http.routes)
+            && Arc::ptr_eq(&known_http.settings, &http.settings)
     });
     match known {
         Some(known) => Arc::clone(known),
-        None => Arc::new(Listener { bind, port, target_port, filter_chains: vec![Arc::new(chain)] }),
+        None => {
+            Arc::new(Listener { bind, port, target_port, proxy_protocol: false, filter_chains: vec![Arc::new(chain)] })
+        }
     }
 }
 

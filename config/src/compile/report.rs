@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::diagnostic::{Code, Diagnostic, Place, Severity};
+use crate::diagnostic::{Code, Diagnostic, Severity};
 use crate::resource::Resource;
 
 /// The findings of a pass.
@@ -44,19 +44,10 @@ impl Report {
         help: Option<String>,
     ) {
         let path = field.path();
-        let place = place(field.resource, &path);
+        let place = field.resource.place(&path);
         let mut diagnostic = Diagnostic::new(severity, code, place, message).resource(field.resource.name()).path(path);
         diagnostic.help = help;
         self.diagnostics.push(diagnostic);
-    }
-}
-
-/// Where a field stands: its resource may be an item of a list.
-fn place(resource: &Resource, path: &str) -> Place {
-    let origin = &resource.origin;
-    match &*origin.path {
-        "" => origin.document.place(path),
-        item => origin.document.place(&format!("{item}.{path}")),
     }
 }
 

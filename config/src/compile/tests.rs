@@ -40,7 +40,7 @@ fn listener(compiled: &Compiled, port: u16) -> Option<&Arc<Listener>> {
 }
 
 fn host<'c>(compiled: &'c Compiled, port: u16, authority: &str) -> Option<&'c Arc<VirtualHost>> {
-    listener(compiled, port)?.filter_chains[0].http.routes.virtual_host(authority)
+    listener(compiled, port)?.filter_chains[0].http().unwrap().routes.virtual_host(authority)
 }
 
 struct NoHeaders;

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::tls::ClientTls;
+
 /// The name of a cluster as Istio writes it: `outbound|<port>|<subset>|<host>`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClusterName(Arc<str>);
@@ -60,9 +62,8 @@ pub struct Cluster {
     pub connect_timeout: Duration,
     /// Limits and timeouts of its connections.
     pub limits: Limits,
-    /// Set when the destination asks for something that can't be honoured and where going on would be unsafe (TLS to
-    /// the upstream): requests answer 503 `UF` instead of leaving in clear text.
-    pub refused: Option<String>,
+    /// TLS towards its endpoints; `None` = plaintext.
+    pub tls: Option<Arc<ClientTls>>,
 }
 
 /// Names of the service that a cluster belongs to.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ResourceName;
+use super::cluster::ClusterName;
 use super::host::RouteTable;
+use super::tls::ServerTls;
 
 /// One listening address and port with its filter chains.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,7 +19,10 @@ pub struct Listener {
     pub port: u16,
     /// The port to open, after `--port-map` or the Service's `targetPort`; equal to `port` without either.
     pub target_port: u16,
-    /// Chains in order of precedence; a plaintext HTTP listener has exactly one.
+    /// Every connection begins with a PROXY protocol header, version 1 or 2 (`gatewayTopology.proxyProtocol`).
+    pub proxy_protocol: bool,
+    /// A plaintext listener has exactly one chain. The chains of a TLS listener have disjoint `server_names`, and at
+    /// most one has none.
     pub filter_chains: Vec<Arc<FilterChain>>,
 }
 
@@ -37,10 +42,71 @@ pub enum Bind {
 /// What happens to the connections of a listener that this chain accepts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FilterChain {
+    /// Identifies the chain within its listener across reloads: the route table's name for HTTP
+    /// (`https.443.https-a.gateway.namespace`), else made of the server and its route.
+    pub name: Arc<str>,
     /// The Gateways whose servers are merged in this chain, oldest first.
     pub gateways: Vec<ResourceName>,
-    /// HTTP routing of this chain.
-    pub http: Arc<HttpChain>,
+    /// SNI names in lower case, exact or `*.suffix`; empty: whatever no other chain wants, also without SNI.
+    pub server_names: Vec<Arc<str>>,
+    /// What is on the socket.
+    pub transport: Transport,
+    /// What is done with what it carries.
+    pub handler: Handler,
+}
+
+/// What the connections of a filter chain carry on the socket.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Transport {
+    /// What the handler reads.
+    Plaintext,
+    /// TLS that ends here.
+    Terminate(Arc<ServerTls>),
+    /// TLS that ends at the upstream; the ClientHello is forwarded unchanged.
+    Passthrough,
+}
+
+/// What is done with the bytes of a connection.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Handler {
+    /// HTTP/1.1 and HTTP/2, by the first bytes.
+    Http(Arc<HttpChain>),
+    /// Bytes are copied to and from an upstream.
+    Tcp(Arc<TcpChain>),
+}
+
+impl FilterChain {
+    /// The HTTP side of the chain; `None` for raw TCP.
+    pub fn http(&self) -> Option<&Arc<HttpChain>> {
+        match &self.handler {
+            Handler::Http(http) => Some(http),
+            Handler::Tcp(_) => None,
+        }
+    }
+}
+
+/// Where the connections of a raw TCP chain go.
+///
+/// Source: VirtualService `tcp` and `tls` routes; `reference/networking.md` §3.18-3.20.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TcpChain {
+    /// Destinations, of which each connection gets one by weight. A single one is unconditional; none has weight 0.
+    pub destinations: Vec<TcpDestination>,
+    /// Time without a byte in either direction after which both ends are closed; `None` = never.
+    pub idle_timeout: Option<Duration>,
+    /// The longest time that a connection lives; `None` = no limit.
+    pub max_connection_duration: Option<Duration>,
+    /// The VirtualService of the route.
+    pub resource: ResourceName,
+}
+
+/// A destination of a raw TCP chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpDestination {
+    /// A cluster that may be absent from the snapshot: connections are then reset with flag `NC`.
+    pub cluster: ClusterName,
+    /// Relative to the others.
+    pub weight: u32,
 }
 
 /// HTTP connection settings and the route table of a filter chain.
@@ -77,9 +143,8 @@ pub struct HttpSettings {
     pub forwarded_port: bool,
     /// Keep the case of HTTP/1.1 header names.
     pub preserve_header_case: bool,
-    /// Pass a client's `x-forwarded-client-cert` on, from whomever it comes (`ALWAYS_FORWARD_ONLY`). The other modes
-    /// drop it where the client has shown no certificate.
-    pub forward_client_cert: bool,
+    /// What becomes of `x-forwarded-client-cert`.
+    pub forward_client_cert: ForwardClientCert,
     /// Answer HTTP/1.0 requests instead of 426 (`PILOT_HTTP10`).
     pub http10: bool,
     /// What to do with header names that contain `_`.
@@ -120,7 +185,7 @@ impl Default for HttpSettings {
             forwarded_host: false,
             forwarded_port: false,
             preserve_header_case: false,
-            forward_client_cert: false,
+            forward_client_cert: ForwardClientCert::SanitizeSet,
             http10: false,
             underscores: Underscores::Allow,
             request_headers_timeout: None,
@@ -174,4 +239,19 @@ pub enum Underscores {
     Reject,
     /// Drop the header.
     Drop,
+}
+
+/// `gatewayTopology.forwardClientCertDetails`. All but the last drop what a client sends that has shown no certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardClientCert {
+    /// Drop it.
+    Sanitize,
+    /// Pass it on as it is.
+    ForwardOnly,
+    /// Append an element for the client.
+    AppendForward,
+    /// Replace it by an element for the client.
+    SanitizeSet,
+    /// Pass it on, whoever sends it.
+    AlwaysForwardOnly,
 }

@@ -56,7 +56,7 @@ fn clusters(snapshot: &Snapshot) -> Vec<&Cluster> {
 
 /// By domain, exact ones before wildcards.
 fn hosts(listener: &Listener) -> Vec<&VirtualHost> {
-    let tables = listener.filter_chains.iter().map(|chain| &chain.http.routes);
+    let tables = listener.filter_chains.iter().filter_map(|chain| chain.http()).map(|http| &http.routes);
     let mut hosts: Vec<&VirtualHost> =
         tables.flat_map(|table| table.virtual_hosts()).map(|virtual_host| &**virtual_host).collect();
     hosts.sort_unstable_by_key(|host| (host.domain.starts_with('*'), &host.domain));
@@ -82,7 +82,7 @@ impl Lines {
         self.line(0, format_args!("listener {}{target}", bind(listener)));
         for chain in &listener.filter_chains {
             let gateways: Vec<_> = chain.gateways.iter().map(ToString::to_string).collect();
-            self.line(1, format_args!("table {} ({})", chain.http.routes.name, gateways.join(", ")));
+            self.line(1, format_args!("table {} ({})", chain.name, gateways.join(", ")));
         }
         for host in hosts(listener) {
             let resources: Vec<_> = host.resources.iter().map(ToString::to_string).collect();
@@ -113,9 +113,6 @@ impl Lines {
         let protocol = protocol(cluster.protocol);
         let timeout = cluster.connect_timeout;
         self.line(0, format_args!("cluster {} ({protocol}, connect timeout {timeout:?})", cluster.name));
-        if let Some(reason) = &cluster.refused {
-            self.line(1, format_args!("refused: {reason}"));
-        }
         for endpoint in endpoints(&cluster.endpoints) {
             self.line(1, format_args!("{endpoint}"));
         }
@@ -126,7 +123,7 @@ impl Lines {
 }
 
 fn json_listener(listener: &Listener) -> Value {
-    let tables = listener.filter_chains.iter().map(|chain| chain.http.routes.name.as_str());
+    let tables = listener.filter_chains.iter().map(|chain| &*chain.name);
     let gateways = listener.filter_chains.iter().flat_map(|chain| &chain.gateways).map(ToString::to_string);
     json!({
         "bind": bind(listener),
@@ -185,7 +182,6 @@ fn json_cluster(cluster: &Cluster) -> Value {
         "connectTimeout": format!("{:?}", cluster.connect_timeout),
         "endpoints": endpoints(&cluster.endpoints),
         "limits": limits(&cluster.limits),
-        "refused": cluster.refused,
     })
 }
 

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
-use config::snapshot::listener::{HttpSettings, Underscores};
+use config::snapshot::listener::{ForwardClientCert, HttpSettings, Underscores};
 
 use super::headers::Headers;
 use crate::request::{ConnectionFacts, RequestHead};
@@ -56,7 +56,7 @@ pub(super) fn sanitize(headers: &mut Headers, settings: &HttpSettings) -> Result
         b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"http2-settings" => false,
         b"te" => tokens(&line.value).any(|token| token.eq_ignore_ascii_case(b"trailers")),
         b"x-envoy-internal" => false,
-        b"x-forwarded-client-cert" => settings.forward_client_cert,
+        b"x-forwarded-client-cert" => settings.forward_client_cert == ForwardClientCert::AlwaysForwardOnly,
         name if name.strip_prefix(b"x-envoy-").is_some_and(is_control_header) => false,
         _ if keep_upgrade => true,
         name => nominated

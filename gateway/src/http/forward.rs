@@ -63,8 +63,8 @@ pub(super) async fn forward<S: ClientStream>(
         }
     }
     let Some(cluster) = cluster else { return exchange.fail(stream, Failure::NoCluster).await };
-    if let Some(reason) = &cluster.config.refused {
-        let reset = Reset::ConnectionFailure(reason.replace(' ', "_").into());
+    if cluster.config.tls.is_some() {
+        let reset = Reset::ConnectionFailure("TLS_is_not_supported_yet".into());
         return exchange.fail(stream, Failure::Upstream { reset, retried: false }).await;
     }
     let limits = &cluster.config.limits;

@@ -53,7 +53,7 @@ impl Mirrors {
             }
             let Some(cluster) = exchange.state.clusters.get(&mirror.cluster) else { continue };
             // What must not leave in clear text doesn't leave as a copy either.
-            if cluster.config.refused.is_some() {
+            if cluster.config.tls.is_some() {
                 continue;
             }
             let copy = Copy {

@@ -411,7 +411,7 @@ mod tests {
             protocol: UpstreamProtocol::Http1,
             connect_timeout: Duration::from_secs(10),
             limits: Limits::default(),
-            refused: None,
+            tls: None,
         })
     }
 

@@ -3,6 +3,7 @@
 //! Source: `reference/networking.md` §5.2.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::super::destination_rules::Rule;
 use super::super::report::{Field, Report};
@@ -11,6 +12,7 @@ use crate::resource::destination_rule::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, HttpSettings, LoadBalancerSettings,
     OutlierDetection, PortTrafficPolicy, RetryBudget, SimpleLoadBalancer, Subset, TrafficPolicy,
 };
+use crate::snapshot::tls::{CaSource, ClientMode, ClientTls, ServerNameSource, TlsParameters};
 
 /// The blocks in force. Blocks are taken whole; their fields never mix.
 #[derive(Debug, Clone, Copy, Default)]
@@ -61,15 +63,24 @@ impl<'a> Policy<'a> {
         })
     }
 
-    /// Why requests must not go out in clear text.
-    pub(super) fn refused(&self) -> Option<String> {
+    /// TLS towards the endpoints; `None` = plaintext.
+    pub(super) fn tls(&self) -> Option<Arc<ClientTls>> {
         let mode = match self.tls?.mode {
             ClientTlsMode::Disable => return None,
-            ClientTlsMode::Simple => "SIMPLE",
-            ClientTlsMode::Mutual => "MUTUAL",
-            ClientTlsMode::IstioMutual => "ISTIO_MUTUAL",
+            ClientTlsMode::Simple => ClientMode::Simple,
+            ClientTlsMode::Mutual => ClientMode::Mutual,
+            ClientTlsMode::IstioMutual => ClientMode::IstioMutual,
         };
-        Some(format!("the DestinationRule asks for TLS ({mode}), which is not supported yet"))
+        Some(Arc::new(ClientTls {
+            mode,
+            server_name: ServerNameSource::Request,
+            ca: Some(CaSource::System { crl: None }),
+            subject_alt_names: Vec::new(),
+            verify_server_name: true,
+            skip_verification: false,
+            certificate: None,
+            parameters: TlsParameters::default(),
+        }))
     }
 }
 

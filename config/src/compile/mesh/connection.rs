@@ -11,7 +11,7 @@ use crate::resource::proxy_config::{
     ConnectionProfile, ConnectionSettings, Disableable, Enableable, EscapedSlashesAction, ForwardClientCertDetails,
     ProxyConfig, ProxyHeaders, UnderscoresAction,
 };
-use crate::snapshot::listener::{EscapedSlashes, HttpSettings, PathNormalization, Underscores};
+use crate::snapshot::listener::{EscapedSlashes, ForwardClientCert, HttpSettings, PathNormalization, Underscores};
 
 /// The settings of every HTTP listener.
 pub(super) fn settings(proxy: &ProxyConfig, normalization: NormalizationType, options: &Options) -> HttpSettings {
@@ -30,8 +30,15 @@ pub(super) fn settings(proxy: &ProxyConfig, normalization: NormalizationType, op
     }
     if let Some(topology) = &proxy.gateway_topology {
         settings.trusted_proxies = topology.num_trusted_proxies;
-        settings.forward_client_cert =
-            topology.forward_client_cert_details == ForwardClientCertDetails::AlwaysForwardOnly;
+        settings.forward_client_cert = match topology.forward_client_cert_details {
+            ForwardClientCertDetails::Undefined | ForwardClientCertDetails::SanitizeSet => {
+                ForwardClientCert::SanitizeSet
+            }
+            ForwardClientCertDetails::Sanitize => ForwardClientCert::Sanitize,
+            ForwardClientCertDetails::ForwardOnly => ForwardClientCert::ForwardOnly,
+            ForwardClientCertDetails::AppendForward => ForwardClientCert::AppendForward,
+            ForwardClientCertDetails::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
+        };
     }
     if let Some(headers) = &proxy.proxy_headers {
         apply_headers(headers, &mut settings);

@@ -48,7 +48,7 @@ fn rule(name: &str, timeout: &str) -> String {
 
 fn table(snapshot: &Snapshot, port: u16) -> &Arc<crate::snapshot::host::RouteTable> {
     let listener = snapshot.listeners.iter().find(|listener| listener.port == port).unwrap();
-    &listener.filter_chains[0].http.routes
+    &listener.filter_chains[0].http().unwrap().routes
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn server_and_virtual_service_hosts_intersect() {
         let yaml = gateway("gw", "web", &server(80, "HTTP", server_hosts, ""))
             + &virtual_service(namespace, "v", &responds(hosts, 200));
         let compiled = compiled(&yaml);
-        let table = &listener(&compiled, 80).unwrap().filter_chains[0].http.routes;
+        let table = &listener(&compiled, 80).unwrap().filter_chains[0].http().unwrap().routes;
         let mut domains: Vec<_> = table.virtual_hosts().map(|host| &*host.domain).collect();
         domains.sort_unstable();
         assert_eq!(domains, expected, "{server_hosts} {namespace} {hosts}");
@@ -612,7 +612,7 @@ fn upstream_tls_is_refused() {
     for (mode, refused) in [("SIMPLE", true), ("ISTIO_MUTUAL", true), ("DISABLE", false)] {
         let compiled = with(mode);
         let cluster = compiled.snapshot.clusters.values().next().unwrap();
-        assert_eq!(cluster.refused.is_some(), refused, "{mode}");
+        assert_eq!(cluster.tls.is_some(), refused, "{mode}");
         assert_eq!(findings(&compiled, Severity::Error).len(), usize::from(refused), "{mode}");
     }
 }

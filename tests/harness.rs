@@ -5,10 +5,14 @@ pub mod exchange;
 pub mod gateway;
 pub mod mesh;
 pub mod peer;
+pub mod pki;
 pub mod process;
 pub mod raw_h2;
 pub mod status;
+pub mod stream;
 pub mod table;
+pub mod tls_client;
+pub mod tls_server;
 pub mod upstream;
 
 use std::future::Future;

@@ -18,6 +18,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::PATIENCE;
+use super::stream::Stream;
+use super::tls_client::alert;
 
 /// Address that clients come from unless a test says otherwise.
 pub const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
@@ -64,6 +66,10 @@ pub enum Failure {
     Closed,
     /// The connection was reset.
     ConnectionReset,
+    /// TLS: this alert came.
+    Alert(u8),
+    /// TLS: the connection was closed, which the protocol says otherwise (no `close_notify`).
+    Truncated,
     /// HTTP/2: this stream was reset, with the code.
     StreamReset(u32),
     /// HTTP/2: GOAWAY, with the code.
@@ -103,7 +109,7 @@ impl Response {
 /// A raw HTTP/1.1 connection.
 pub struct Http1 {
     address: SocketAddr,
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     received: Vec<u8>,
 }
 
@@ -113,8 +119,12 @@ impl Http1 {
     }
 
     pub async fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<Self> {
-        let stream = connect_from(source, address).await?;
-        Ok(Self { address: stream.local_addr()?, stream, received: Vec::new() })
+        Ok(Self::over(connect_from(source, address).await?))
+    }
+
+    /// A connection that exists.
+    pub fn over(stream: impl Stream) -> Self {
+        Self { address: stream.socket().local_addr().unwrap(), stream: Box::new(stream), received: Vec::new() }
     }
 
     /// Sends bytes as they are. A peer that has gone shows in the answer, not here.
@@ -129,7 +139,7 @@ impl Http1 {
 
     /// Closes with a reset.
     pub fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        socket2::SockRef::from(self.stream.socket()).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     /// The client's address; no other connection of this process has it.
@@ -194,7 +204,7 @@ impl Http1 {
         if self.received.is_empty() {
             match timeout(within, self.fill()).await {
                 Err(_) => return End::Open,
-                Ok(Err(Failure::Closed)) => return End::Closed,
+                Ok(Err(Failure::Closed | Failure::Truncated)) => return End::Closed,
                 Ok(Err(_)) => return End::Reset,
                 Ok(Ok(())) => {}
             }
@@ -206,7 +216,8 @@ impl Http1 {
         match self.stream.read_buf(&mut self.received).await {
             Ok(0) => Err(Failure::Closed),
             Ok(_) => Ok(()),
-            Err(_) => Err(Failure::ConnectionReset),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Failure::Truncated),
+            Err(error) => Err(alert(&error).map_or(Failure::ConnectionReset, Failure::Alert)),
         }
     }
 
@@ -303,7 +314,7 @@ impl Http1 {
     }
 }
 
-/// An HTTP/2 connection with prior knowledge.
+/// An HTTP/2 connection with prior knowledge, or over TLS.
 pub struct Http2 {
     address: SocketAddr,
     sender: h2::client::SendRequest<Bytes>,
@@ -314,7 +325,12 @@ impl Http2 {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream =
             connect_from(CLIENT, address).await.unwrap_or_else(|error| panic!("connect to {address}: {error}"));
-        let client = stream.local_addr().unwrap();
+        Self::over(stream).await
+    }
+
+    /// A connection that exists.
+    pub async fn over(stream: impl Stream) -> Self {
+        let client = stream.socket().local_addr().unwrap();
         let (sender, connection) = h2::client::handshake(stream).await.expect("an HTTP/2 connection");
         Self { address: client, sender, driver: tokio::spawn(connection) }
     }

@@ -16,6 +16,8 @@ use tokio::task::JoinHandle;
 
 use super::client::{Fields, fields};
 use super::eventually_within;
+use super::stream::Stream;
+use super::tls_server::TlsServer;
 
 /// A server on a port of its own. It stops when this is dropped.
 pub struct Upstream {
@@ -115,6 +117,60 @@ impl Upstream {
     pub async fn h2(script: impl Fn(&Received) -> Vec<H2Step> + Send + Sync + 'static) -> Self {
         let script: H2Script = Arc::new(script);
         Self::serve(move |stream, number, seen| serve_h2(stream, number, seen, script.clone())).await
+    }
+
+    /// As [`Upstream::h1`], over TLS.
+    pub async fn h1_tls(server: &TlsServer, script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static) -> Self {
+        let (server, script) = (server.clone(), Arc::new(script));
+        Self::serve(move |stream, number, seen| {
+            let (server, script) = (server.clone(), script.clone());
+            async move {
+                if let Some(stream) = server.accept(stream).await {
+                    serve_h1(stream, number, &seen, &*script).await;
+                }
+            }
+        })
+        .await
+    }
+
+    /// As [`Upstream::h2`], over TLS.
+    pub async fn h2_tls(server: &TlsServer, script: impl Fn(&Received) -> Vec<H2Step> + Send + Sync + 'static) -> Self {
+        let script: H2Script = Arc::new(script);
+        let server = server.clone();
+        Self::serve(move |stream, number, seen| {
+            let (server, script) = (server.clone(), script.clone());
+            async move {
+                if let Some(stream) = server.accept(stream).await {
+                    serve_h2(stream, number, seen, script).await;
+                }
+            }
+        })
+        .await
+    }
+
+    /// Sends back every byte; closes its side when the client has closed its own.
+    pub async fn echo() -> Self {
+        Self::raw(|mut stream, _| async move {
+            let (mut read, mut write) = stream.split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+            let _ = write.shutdown().await;
+        })
+        .await
+    }
+
+    /// As [`Upstream::echo`], over TLS.
+    pub async fn echo_tls(server: &TlsServer) -> Self {
+        let server = server.clone();
+        Self::raw(move |stream, _| {
+            let server = server.clone();
+            async move {
+                let Some(stream) = server.accept(stream).await else { return };
+                let (mut read, mut write) = tokio::io::split(stream);
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            }
+        })
+        .await
     }
 
     /// A server whose connections are handled by `handler`, which gets the stream and its number.
@@ -296,17 +352,17 @@ impl Seen {
 struct Gone;
 
 struct Reader {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     bytes: Vec<u8>,
 }
 
 async fn serve_h1(
-    stream: TcpStream,
+    stream: impl Stream,
     number: usize,
     seen: &Seen,
     script: &(dyn Fn(&Received) -> Vec<Step> + Send + Sync),
 ) {
-    let mut reader = Reader { stream, bytes: Vec::new() };
+    let mut reader = Reader { stream: Box::new(stream), bytes: Vec::new() };
     while let Ok(head) = reader.head().await {
         let received = Received::of_head(number, head);
         let steps = script(&received);
@@ -332,7 +388,7 @@ async fn serve_h1(
                     return;
                 }
                 Step::Reset => {
-                    let _ = socket2::SockRef::from(&reader.stream).set_linger(Some(Duration::ZERO));
+                    let _ = socket2::SockRef::from(reader.stream.socket()).set_linger(Some(Duration::ZERO));
                     return;
                 }
                 Step::Hang => {
@@ -343,7 +399,7 @@ async fn serve_h1(
                 Step::Echo => {
                     let pending = std::mem::take(&mut reader.bytes);
                     let _ = reader.stream.write_all(&pending).await;
-                    let (mut read, mut write) = reader.stream.split();
+                    let (mut read, mut write) = tokio::io::split(&mut reader.stream);
                     let _ = tokio::io::copy(&mut read, &mut write).await;
                     return;
                 }
@@ -423,7 +479,7 @@ impl Reader {
 
 type H2Script = Arc<dyn Fn(&Received) -> Vec<H2Step> + Send + Sync>;
 
-async fn serve_h2(stream: TcpStream, number: usize, seen: Arc<Seen>, script: H2Script) {
+async fn serve_h2(stream: impl Stream, number: usize, seen: Arc<Seen>, script: H2Script) {
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
     let close = Arc::new(Notify::new());
     let mut streams = tokio::task::JoinSet::new();

@@ -2,8 +2,8 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 
 use tokio::sync::Notify;
@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 const DRAINING: u8 = 1;
 const CLOSING: u8 = 2;
 
-/// One listener's drain state, shared by its accept loops and connections. Clones are handles of the same signal.
+/// The drain state of a listener or a filter chain, shared by accept loops and connections. Clones are handles of the
+/// same signal.
 #[derive(Debug, Clone, Default)]
 pub struct Drain(Arc<Inner>);
 
@@ -19,9 +20,30 @@ pub struct Drain(Arc<Inner>);
 struct Inner {
     phase: AtomicU8,
     changed: Notify,
+    /// Whoever drains when this does.
+    children: Mutex<Vec<Weak<Inner>>>,
 }
 
 impl Drain {
+    /// A signal of its own that also follows this one.
+    pub fn child(&self) -> Self {
+        let child = Self::default();
+        // Whoever advances does so before it looks for children.
+        let mut children = self.0.children.lock().unwrap_or_else(PoisonError::into_inner);
+        if children.len() == children.capacity() {
+            children.retain(|child| child.strong_count() > 0);
+        }
+        children.push(Arc::downgrade(&child.0));
+        child.0.phase.store(self.0.phase.load(Ordering::Acquire), Ordering::Release);
+        drop(children);
+        child
+    }
+
+    /// Whether both are handles of one signal.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Connections are asked to end: `connection: close` or GOAWAY with the next response.
     pub fn start(&self) {
         self.advance(DRAINING);
@@ -75,6 +97,13 @@ impl Drain {
     fn advance(&self, phase: u8) {
         self.0.phase.fetch_max(phase, Ordering::Release);
         self.0.changed.notify_waiters();
+        let children: Vec<Arc<Inner>> = {
+            let children = self.0.children.lock().unwrap_or_else(PoisonError::into_inner);
+            children.iter().filter_map(Weak::upgrade).collect()
+        };
+        for child in children {
+            Self(child).advance(phase);
+        }
     }
 
     async fn reached(&self, phase: u8) {
@@ -107,5 +136,17 @@ mod tests {
         assert!(drain.is_draining() && !work.is_finished());
         drain.close();
         assert_eq!(work.await.ok(), Some(None));
+    }
+
+    #[test]
+    fn a_child_follows_and_drains_alone() {
+        let listener = Drain::default();
+        let (first, second) = (listener.child(), listener.child());
+        first.start();
+        assert!(first.is_draining() && !second.is_draining() && !listener.is_draining());
+        listener.start();
+        assert!(second.is_draining() && listener.child().is_draining());
+        listener.close();
+        assert!(first.is_closing() && second.is_closing());
     }
 }

@@ -120,7 +120,7 @@ impl Serving {
         {
             return (latest, Arc::clone(chain));
         }
-        let chain = latest.listeners.get(&self.listener).and_then(|listener| listener.filter_chains.first()?.http());
+        let chain = latest.listeners.get(&self.listener).and_then(|chains| chains.plaintext()?.config.http());
         let chain = match (chain, &*current) {
             (Some(chain), _) => Arc::clone(chain),
             (None, Some((_, chain))) => Arc::clone(chain),

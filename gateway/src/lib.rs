@@ -14,6 +14,7 @@ pub mod server;
 pub mod state;
 pub mod stream;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 pub mod worker;
 

@@ -1,8 +1,7 @@
 //! Listeners: after a reload the sockets follow the snapshot, and only what changed is touched.
-//!
-//! Where TLS will be terminated, `accept` hands the connection to a filter chain; plaintext HTTP has exactly one.
 
 pub mod accept;
+pub mod chains;
 pub mod socket;
 
 use std::collections::BTreeMap;
@@ -22,6 +21,7 @@ use crate::server::{SocketsId, Workers};
 use crate::state::{ListenerKey, State};
 use crate::worker::Gateway;
 use accept::Acceptor;
+use chains::Chains;
 use socket::Address;
 
 /// How often the kernel is asked for another port when the one that it chose is taken at a second address.
@@ -71,7 +71,8 @@ pub struct BindFailure {
 
 #[derive(Debug)]
 struct Active {
-    target_port: u16,
+    /// As of the last reload.
+    chains: Arc<Chains>,
     acceptor: Arc<Acceptor>,
     places: Vec<Place>,
 }
@@ -104,11 +105,11 @@ impl Listeners {
         Arc::clone(&self.report)
     }
 
-    /// Opens the listeners that `state` has and closes those that it hasn't; whether there were any. A removed
-    /// listener's connections are asked to end at once and cut when the drain time is over.
+    /// Opens the listeners that `state` has and closes those that it hasn't; whether there were any. The connections of
+    /// a removed listener or filter chain are asked to end at once and cut when the drain time is over.
     pub async fn follow(&mut self, state: &State) -> bool {
         let removed = self.active.extract_if(.., |key, active| {
-            state.listeners.get(key).is_none_or(|listener| listener.target_port != active.target_port)
+            state.listeners.get(key).is_none_or(|chains| !chains.drain.is_same(&active.acceptor.drain))
         });
         let removed: Vec<Active> = removed.map(|(_, active)| active).collect();
         // The old sockets are closed before their ports are opened again.
@@ -118,16 +119,25 @@ impl Listeners {
             info!(listener = %Name(&active.acceptor.key), "listener removed");
             self.retire(active.acceptor.drain.clone(), state.snapshot.mesh.drain);
         }
-        let mut added: Vec<(&ListenerKey, u16)> = state
-            .listeners
-            .iter()
-            .filter(|(key, _)| !self.active.contains_key(key))
-            .map(|(key, listener)| (key, listener.target_port))
-            .collect();
-        added.sort_unstable();
-        for (key, target_port) in added {
+        let mut given_up = Vec::new();
+        for (key, active) in &mut self.active {
+            if let Some(chains) = state.listeners.get(key)
+                && !Arc::ptr_eq(chains, &active.chains)
+            {
+                given_up.extend(active.chains.given_up(chains).cloned());
+                active.chains = Arc::clone(chains);
+            }
+        }
+        for drain in given_up {
+            drain.start();
+            self.retire(drain, state.snapshot.mesh.drain);
+        }
+        let mut added: Vec<(&ListenerKey, &Arc<Chains>)> =
+            state.listeners.iter().filter(|(key, _)| !self.active.contains_key(key)).collect();
+        added.sort_unstable_by_key(|(key, _)| *key);
+        for (key, chains) in added {
             changed = true;
-            let active = self.open(key.clone(), target_port);
+            let active = self.open(key.clone(), chains);
             self.active.insert(key.clone(), active);
         }
         if changed {
@@ -186,9 +196,10 @@ impl Listeners {
         }
     }
 
-    fn open(&self, key: ListenerKey, target_port: u16) -> Active {
+    fn open(&self, key: ListenerKey, chains: &Arc<Chains>) -> Active {
+        let target_port = chains.config.target_port;
         let acceptor =
-            Arc::new(Acceptor { gateway: Arc::clone(&self.gateway), key: key.clone(), drain: Drain::default() });
+            Arc::new(Acceptor { gateway: Arc::clone(&self.gateway), key: key.clone(), drain: chains.drain.clone() });
         let addresses = match key.bind {
             Bind::Ip(ip) => vec![Address::Ip(ip, target_port)],
             Bind::UnixPath(path) => vec![Address::UnixPath(path)],
@@ -213,7 +224,7 @@ impl Listeners {
                 }
             })
             .collect();
-        Active { target_port, acceptor, places }
+        Active { chains: Arc::clone(chains), acceptor, places }
     }
 
     /// Opens sockets at all addresses, at one port if the kernel chooses it.
@@ -361,6 +372,7 @@ mod tests {
 
     use super::*;
     use crate::telemetry::Telemetry;
+    use crate::tls::credentials::Credentials;
 
     fn listeners() -> Listeners {
         let gateway = Arc::new(Gateway::new(Telemetry::default()));
@@ -369,7 +381,7 @@ mod tests {
         Listeners::new(gateway, workers, loopback)
     }
 
-    fn state(listeners: &[(u16, u16)]) -> State {
+    fn state(listeners: &[(u16, u16)], previous: &State) -> State {
         let listeners = listeners
             .iter()
             .map(|&(port, target_port)| {
@@ -382,7 +394,8 @@ mod tests {
                 })
             })
             .collect();
-        State::build(Arc::new(Snapshot { listeners, ..Snapshot::default() }), &State::default())
+        let snapshot = Snapshot { listeners, ..Snapshot::default() };
+        State::build(Arc::new(snapshot), &Credentials::default(), previous)
     }
 
     fn address(listeners: &Listeners, port: u16) -> String {
@@ -393,11 +406,12 @@ mod tests {
     #[tokio::test]
     async fn sockets_follow_the_state_and_leave_the_others_alone() {
         let mut listeners = listeners();
-        assert!(listeners.follow(&state(&[(80, 0), (81, 0)])).await);
+        let both = state(&[(80, 0), (81, 0)], &State::default());
+        assert!(listeners.follow(&both).await);
         let (first, second) = (address(&listeners, 80), address(&listeners, 81));
         assert!(TcpStream::connect(&first).is_ok());
-        assert!(!listeners.follow(&state(&[(80, 0), (81, 0)])).await, "nothing changed");
-        assert!(listeners.follow(&state(&[(80, 0)])).await);
+        assert!(!listeners.follow(&state(&[(80, 0), (81, 0)], &both)).await, "nothing changed");
+        assert!(listeners.follow(&state(&[(80, 0)], &both)).await);
         assert_eq!(address(&listeners, 80), first);
         assert!(TcpStream::connect(&first).is_ok());
         assert_eq!(TcpStream::connect(&second).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
@@ -408,7 +422,7 @@ mod tests {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let mut listeners = listeners();
-        listeners.follow(&state(&[(80, port), (81, 0)])).await;
+        listeners.follow(&state(&[(80, port), (81, 0)], &State::default())).await;
         assert!(listeners.is_failing());
         let report = listeners.report.load_full();
         assert_eq!(report[0].failures[0].address, format!("127.0.0.1:{port}"));
@@ -423,11 +437,12 @@ mod tests {
     #[tokio::test]
     async fn another_target_port_moves_a_listener() {
         let mut listeners = listeners();
-        listeners.follow(&state(&[(80, 0)])).await;
+        let before = state(&[(80, 0)], &State::default());
+        listeners.follow(&before).await;
         let first = address(&listeners, 80);
         let target: u16 = first.rsplit(':').next().unwrap().parse().unwrap();
         // The same address again: the old sockets are closed by then.
-        listeners.follow(&state(&[(80, target)])).await;
+        listeners.follow(&state(&[(80, target)], &before)).await;
         assert!(!listeners.is_failing());
         assert_eq!(address(&listeners, 80), first);
     }
@@ -435,10 +450,11 @@ mod tests {
     #[tokio::test]
     async fn removed_listeners_drain_and_then_close() {
         let mut listeners = listeners();
-        listeners.follow(&state(&[(80, 0)])).await;
+        let before = state(&[(80, 0)], &State::default());
+        listeners.follow(&before).await;
         let drain = listeners.active.values().next().unwrap().acceptor.drain.clone();
         assert!(!drain.is_draining());
-        let mut without = state(&[]);
+        let mut without = state(&[], &before);
         let mesh = config::snapshot::mesh::Mesh { drain: Duration::from_millis(1), ..Default::default() };
         without.snapshot = Arc::new(Snapshot { mesh: Arc::new(mesh), ..Snapshot::default() });
         listeners.follow(&without).await;

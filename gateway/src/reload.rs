@@ -25,6 +25,7 @@ use crate::admin::Admin;
 use crate::listener::Listeners;
 use crate::state::State;
 use crate::telemetry::metrics::ReloadOutcome;
+use crate::tls::credentials::Credentials;
 use crate::worker::Gateway;
 pub use ready_file::ReadyFile;
 use watch::{Changes, Watch};
@@ -45,6 +46,7 @@ pub struct Reloader {
     roots: Vec<PathBuf>,
     /// The sockets, which are also drained and closed when the process ends.
     pub listeners: Listeners,
+    credentials: Credentials,
     states: channel::Sender<Arc<State>>,
     ready_file: Option<ReadyFile>,
     /// What has been logged already.
@@ -62,8 +64,8 @@ impl Reloader {
         states: channel::Sender<Arc<State>>,
         ready_file: Option<ReadyFile>,
     ) -> Self {
-        let diagnostics = Arc::default();
-        Self { gateway, admin, loader, roots, listeners, states, ready_file, diagnostics }
+        let (credentials, diagnostics) = (Credentials::default(), Arc::default());
+        Self { gateway, admin, loader, roots, listeners, credentials, states, ready_file, diagnostics }
     }
 
     /// Loads everything for the first time, without serving it; what is wrong with it.
@@ -75,7 +77,7 @@ impl Reloader {
     pub async fn apply(&mut self, loaded: &Loaded, begin: Instant) -> bool {
         let loading = begin.elapsed();
         let previous = self.gateway.state.load_full();
-        let state = Arc::new(State::build(Arc::clone(&loaded.snapshot), &previous));
+        let state = Arc::new(State::build(Arc::clone(&loaded.snapshot), &self.credentials, &previous));
         let building = begin.elapsed() - loading;
         self.gateway.state.store(Arc::clone(&state));
         // Nobody resolves names any more when the process ends.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use ahash::AHashMap;
 use config::snapshot::Snapshot;
 use config::snapshot::cluster::ClusterName;
-use config::snapshot::listener::{Bind, Listener};
+use config::snapshot::listener::Bind;
 
+use crate::listener::chains::Chains;
+use crate::tls::credentials::Credentials;
 use crate::upstream::cluster::Cluster;
 
 /// A snapshot with the runtime clusters that serve it. A request pins the `Arc` it began with.
@@ -16,8 +18,8 @@ pub struct State {
     pub generation: u64,
     /// The compiled configuration.
     pub snapshot: Arc<Snapshot>,
-    /// Listeners of the snapshot by their key.
-    pub listeners: AHashMap<ListenerKey, Arc<Listener>>,
+    /// The filter chains of the snapshot's listeners, by key.
+    pub listeners: AHashMap<ListenerKey, Arc<Chains>>,
     /// Runtime clusters, one for each of the snapshot's. The same `Arc` as long as the snapshot's is.
     pub clusters: Arc<AHashMap<ClusterName, Arc<Cluster>>>,
 }
@@ -33,13 +35,15 @@ pub struct ListenerKey {
 
 impl State {
     /// The state for `snapshot`, which takes over from `previous` every cluster that did not change, with its
-    /// connections, counters and resolved addresses.
-    pub fn build(snapshot: Arc<Snapshot>, previous: &Self) -> Self {
-        let listeners = snapshot
-            .listeners
-            .iter()
-            .map(|listener| (ListenerKey { bind: listener.bind.clone(), port: listener.port }, Arc::clone(listener)))
-            .collect();
+    /// connections, counters and resolved addresses, and likewise every filter chain.
+    pub fn build(snapshot: Arc<Snapshot>, credentials: &Credentials, previous: &Self) -> Self {
+        let listeners = snapshot.listeners.iter().map(|listener| {
+            let key = ListenerKey { bind: listener.bind.clone(), port: listener.port };
+            let before = previous.listeners.get(&key).map(|chains| &**chains);
+            let chains = Chains::build(listener, credentials, before);
+            (key, Arc::new(chains))
+        });
+        let listeners = listeners.collect();
         let clusters = if Arc::ptr_eq(&snapshot.clusters, &previous.snapshot.clusters) {
             Arc::clone(&previous.clusters)
         } else {

@@ -366,6 +366,7 @@ mod tests {
 
     use super::*;
     use crate::telemetry::Telemetry;
+    use crate::tls::credentials::Credentials;
 
     const ONE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const TWO: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
@@ -426,7 +427,8 @@ mod tests {
     fn state(clusters: &[Arc<snapshot::Cluster>], previous: &State) -> Arc<State> {
         let clusters = clusters.iter().map(|cluster| (cluster.name.clone(), Arc::clone(cluster)));
         let clusters = Arc::new(clusters.collect());
-        Arc::new(State::build(Arc::new(Snapshot { clusters, ..Snapshot::default() }), previous))
+        let snapshot = Arc::new(Snapshot { clusters, ..Snapshot::default() });
+        Arc::new(State::build(snapshot, &Credentials::default(), previous))
     }
 
     fn addresses(state: &State, name: &str) -> Option<Vec<String>> {

@@ -1,0 +1,3 @@
+//! TLS with clients and upstreams: credentials, handshakes, settings.
+
+pub mod credentials;

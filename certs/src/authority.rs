@@ -1,0 +1,237 @@
+//! Trust anchors and CRLs.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use ahash::AHashSet;
+use rustls::DistinguishedName;
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+use webpki::{CertRevocationList, OwnedCertRevocationList, anchor_from_trusted_cert};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
+use x509_parser::x509::X509Version;
+
+use crate::certificate::{self, Certificate};
+use crate::credential::content;
+use crate::error::{Found, Part};
+use crate::signature::Signed;
+use crate::{Entries, Error, pem};
+
+/// What peers are checked with. Every CA certificate of the bundle is a trust anchor, an intermediate as well as a root;
+/// certificates of the bundle are trusted themselves, too.
+pub struct Authority {
+    anchors: Arc<Anchors>,
+    certificates: Vec<Certificate>,
+    crls: Vec<Crl>,
+}
+
+/// Trust anchors, and how the certificates that they come from are known again.
+struct Anchors {
+    anchors: Vec<TrustAnchor<'static>>,
+    /// Of the anchor in the same place.
+    limits: Vec<Limits>,
+    certificates: AHashSet<[u8; 32]>,
+    subjects: Vec<DistinguishedName>,
+}
+
+/// What webpki does not look at in a trust anchor.
+pub(crate) struct Limits {
+    pub(crate) not_before: SystemTime,
+    pub(crate) not_after: SystemTime,
+    /// How many CAs may stand between it and the leaf.
+    pub(crate) path_length: Option<u32>,
+}
+
+pub(crate) struct Crl {
+    pub(crate) list: CertRevocationList<'static>,
+    /// The name, as in certificates.
+    pub(crate) issuer: Box<[u8]>,
+    pub(crate) this_update: SystemTime,
+    pub(crate) next_update: Option<SystemTime>,
+    /// SHA-256 of the certificates of the bundle that have signed it.
+    pub(crate) signers: Vec<[u8; 32]>,
+}
+
+impl Authority {
+    /// From a Secret or ConfigMap: `cacert` with `crl`, else `ca.crt` with `ca.crl`.
+    ///
+    /// # Errors
+    /// The keys are missing or empty, or as with [`Authority::from_pem`].
+    pub fn from_secret(secret: &dyn Entries) -> Result<Self, Error> {
+        let families = [("cacert", "crl"), ("ca.crt", "ca.crl")];
+        for (ca, crl) in families {
+            if let Some(ca) = content(secret, ca) {
+                return Self::from_pem(ca, content(secret, crl));
+            }
+        }
+        for (ca, _) in families {
+            if secret.get(ca).is_some() {
+                return Err(Error::EmptyAuthority(ca));
+            }
+        }
+        Err(Error::NoAuthority(Found::new(secret)))
+    }
+
+    /// From one or more certificates, and one or more CRLs if revocation is to be checked; PEM.
+    ///
+    /// # Errors
+    /// Text that does not parse, a certificate or CRL that can't be used.
+    pub fn from_pem(ca: &[u8], crl: Option<&[u8]>) -> Result<Self, Error> {
+        let bundle = pem::certificates(ca, Part::Authority)?;
+        let mut certificates = Vec::with_capacity(bundle.len());
+        for (index, der) in bundle.iter().enumerate() {
+            let part = Part::Authority;
+            let read = Certificate::parse(der).map_err(|_| Error::Certificate { part, number: index + 1 });
+            certificates.push(read?);
+        }
+        let crls = crls(crl, &certificates)?;
+        Ok(Self { anchors: Arc::new(Anchors::new(&bundle)?), certificates, crls })
+    }
+
+    /// The operating system's roots (or those of `SSL_CERT_FILE`, `SSL_CERT_DIR`), read once a process.
+    ///
+    /// # Errors
+    /// There are none, or as with [`Authority::from_pem`].
+    pub fn system(crl: Option<&[u8]>) -> Result<Self, Error> {
+        static ROOTS: OnceLock<Option<Arc<Anchors>>> = OnceLock::new();
+        let anchors = ROOTS.get_or_init(system_roots).clone().ok_or(Error::NoSystemRoots)?;
+        Ok(Self { anchors, certificates: Vec::new(), crls: crls(crl, &[])? })
+    }
+
+    /// The certificates of the bundle; none for the operating system's.
+    pub fn certificates(&self) -> &[Certificate] {
+        &self.certificates
+    }
+
+    pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.anchors.anchors
+    }
+
+    /// The limits of one of [`Authority::anchors`].
+    pub(crate) fn limits(&self, anchor: &TrustAnchor<'_>) -> Option<&Limits> {
+        let position = self.anchors().iter().position(|candidate| std::ptr::eq(candidate, anchor))?;
+        self.anchors.limits.get(position)
+    }
+
+    /// Whether `der` is one of the bundle's certificates.
+    pub(crate) fn contains(&self, der: &[u8]) -> bool {
+        self.anchors.certificates.contains(&certificate::sha256(der))
+    }
+
+    pub(crate) fn crls(&self) -> &[Crl] {
+        &self.crls
+    }
+
+    /// The names that a server tells its clients.
+    pub(crate) fn subjects(&self) -> &[DistinguishedName] {
+        &self.anchors.subjects
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority")
+            .field("certificates", &self.certificates)
+            .field("anchors", &self.anchors.anchors.len())
+            .field("crls", &self.crls.len())
+            .finish()
+    }
+}
+
+impl Anchors {
+    fn new(bundle: &[CertificateDer<'_>]) -> Result<Self, Error> {
+        let mut anchors = Self {
+            anchors: Vec::with_capacity(bundle.len()),
+            limits: Vec::with_capacity(bundle.len()),
+            certificates: AHashSet::with_capacity(bundle.len()),
+            subjects: Vec::with_capacity(bundle.len()),
+        };
+        for (index, der) in bundle.iter().enumerate() {
+            anchors.add(der).map_err(|_| Error::Anchor(index + 1))?;
+        }
+        Ok(anchors)
+    }
+
+    fn add(&mut self, der: &CertificateDer<'_>) -> Result<(), Error> {
+        let parsed = certificate::parse(der)?;
+        if !self.certificates.insert(certificate::sha256(der)) {
+            return Ok(());
+        }
+        self.subjects.push(parsed.subject().as_raw().to_vec().into());
+        // A server's own certificate may be in a bundle; it must not vouch for others.
+        if !is_authority(&parsed) {
+            return Ok(());
+        }
+        let constraints = parsed.basic_constraints().ok().flatten();
+        self.limits.push(Limits {
+            not_before: certificate::time(parsed.validity().not_before.timestamp()),
+            not_after: certificate::time(parsed.validity().not_after.timestamp()),
+            path_length: constraints.and_then(|constraints| constraints.value.path_len_constraint),
+        });
+        let anchor = anchor_from_trusted_cert(der).map_err(|_| Error::NotACertificate)?;
+        self.anchors.push(anchor.to_owned());
+        Ok(())
+    }
+}
+
+/// What can't be read is passed over: on most systems some root is odd.
+fn system_roots() -> Option<Arc<Anchors>> {
+    let mut roots = rustls_native_certs::load_native_certs().certs;
+    roots.retain(|der| anchor_from_trusted_cert(der).is_ok() && certificate::parse(der).is_ok());
+    Anchors::new(&roots).ok().filter(|anchors| !anchors.anchors.is_empty()).map(Arc::new)
+}
+
+/// Whether a certificate may vouch for others, by OpenSSL's rules: its constraints say so, or it is too old to have any
+/// and self-signed, or has only a key usage.
+pub(crate) fn is_authority(certificate: &X509Certificate<'_>) -> bool {
+    let (Ok(constraints), Ok(usage)) = (certificate.basic_constraints(), certificate.key_usage()) else { return false };
+    if usage.as_ref().is_some_and(|usage| !usage.value.key_cert_sign()) {
+        return false;
+    }
+    match constraints {
+        Some(constraints) => constraints.value.ca,
+        None => usage.is_some() || certificate.version() == X509Version::V1 && is_self_issued(certificate),
+    }
+}
+
+fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
+    certificate.subject().as_raw() == certificate.issuer().as_raw()
+}
+
+/// The newest first: of several lists by one issuer the first one counts.
+fn crls(text: Option<&[u8]>, bundle: &[Certificate]) -> Result<Vec<Crl>, Error> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(Vec::new()) };
+    let mut crls = Vec::new();
+    for (index, der) in pem::crls(text)?.iter().enumerate() {
+        let unusable = Error::Crl(index + 1);
+        let Ok(([], parsed)) = CertificateRevocationList::from_der(der) else { return Err(unusable) };
+        let list = OwnedCertRevocationList::from_der(der).map_err(|_| unusable)?;
+        crls.push(Crl {
+            list: list.into(),
+            issuer: parsed.issuer().as_raw().into(),
+            this_update: certificate::time(parsed.last_update().timestamp()),
+            next_update: parsed.next_update().map(|time| certificate::time(time.timestamp())),
+            signers: signers(&parsed, bundle),
+        });
+    }
+    crls.sort_by_key(|crl| std::cmp::Reverse(crl.this_update));
+    Ok(crls)
+}
+
+fn signers(crl: &CertificateRevocationList<'_>, bundle: &[Certificate]) -> Vec<[u8; 32]> {
+    let mut signers = Vec::new();
+    for candidate in bundle {
+        let Ok(certificate) = certificate::parse(candidate.der()) else { continue };
+        let signed = Signed {
+            message: crl.tbs_cert_list.as_ref(),
+            algorithm: &crl.signature_algorithm,
+            signature: &crl.signature_value,
+        };
+        if certificate.subject().as_raw() == crl.issuer().as_raw() && signed.is_by(certificate.public_key()) {
+            signers.push(*candidate.sha256());
+        }
+    }
+    signers
+}

@@ -1,0 +1,269 @@
+//! Whether a certificate has a trusted issuer, is in its time, for its purpose and not revoked.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::{CertificateError, OtherError};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
+    UnknownStatusPolicy, VerifiedPath,
+};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::x509::X509Version;
+
+use crate::authority::{Authority, is_authority};
+use crate::certificate;
+use crate::signature::{self, Signed};
+
+/// What a certificate is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Client,
+    Server,
+}
+
+/// Checks a chain as it came in a handshake.
+pub(super) fn check(
+    authority: Option<&Authority>,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+    purpose: Purpose,
+) -> Result<(), CertificateError> {
+    let authority = authority.ok_or(CertificateError::UnknownIssuer)?;
+    let parsed = certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
+    let check = Check { authority, parsed: &parsed, now, purpose };
+    if authority.crls().is_empty() && authority.contains(leaf) {
+        // OpenSSL needs no issuer for what is in the bundle itself.
+        check.own_validity()
+    } else if parsed.version() != X509Version::V3 || parsed.is_ca() {
+        check.unusual()
+    } else {
+        check.usual(leaf, intermediates)
+    }
+}
+
+struct Check<'a> {
+    authority: &'a Authority,
+    parsed: &'a X509Certificate<'a>,
+    now: UnixTime,
+    purpose: Purpose,
+}
+
+impl Check<'_> {
+    fn usual(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), CertificateError> {
+        let usage = match self.purpose {
+            Purpose::Client => KeyUsage::client_auth(),
+            Purpose::Server => KeyUsage::server_auth(),
+        };
+        let now = self.time();
+        let crls: Vec<&CertRevocationList<'_>> =
+            self.authority.crls().iter().filter(|crl| crl.this_update <= now).map(|crl| &crl.list).collect();
+        let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
+            options
+                .with_depth(RevocationCheckDepth::Chain)
+                .with_status_policy(UnknownStatusPolicy::Deny)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
+        });
+        let unchecked = revocation.is_none() && !self.authority.crls().is_empty();
+
+        let leaf = EndEntityCert::try_from(leaf).map_err(translate)?;
+        let path = leaf.verify_for_usage(
+            signature::algorithms().all,
+            self.authority.anchors(),
+            intermediates,
+            self.now,
+            usage,
+            revocation,
+            Some(&|path| self.limits(path)),
+        );
+        let unknown = match path {
+            Ok(_) => unchecked.then_some(CertificateError::UnknownRevocationStatus),
+            Err(error) => Some(translate(error)),
+        };
+        match unknown {
+            None => Ok(()),
+            // A list that will be valid in future says more than none.
+            Some(CertificateError::UnknownRevocationStatus) if self.future_list(intermediates) => {
+                Err(CertificateError::NotValidYet)
+            }
+            Some(error) => Err(error),
+        }
+    }
+
+    /// What webpki leaves out: trust anchors have a time and a path length, too.
+    fn limits(&self, path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
+        let Some(limits) = self.authority.limits(path.anchor()) else { return Ok(()) };
+        let now = self.time();
+        if now < limits.not_before {
+            return Err(webpki::Error::CertNotValidYet { time: self.now, not_before: unix(limits.not_before) });
+        }
+        if now > limits.not_after {
+            return Err(webpki::Error::CertExpired { time: self.now, not_after: unix(limits.not_after) });
+        }
+        let between = u32::try_from(path.intermediate_certificates().count()).unwrap_or(u32::MAX);
+        if limits.path_length.is_some_and(|longest| between > longest) {
+            return Err(webpki::Error::PathLenConstraintViolated);
+        }
+        Ok(())
+    }
+
+    /// Leaves that webpki does not take but OpenSSL does: version 1, as `openssl x509 -req` makes them without
+    /// extensions, and CAs. They must come from a certificate of the bundle, with nothing in between.
+    fn unusual(&self) -> Result<(), CertificateError> {
+        let now = self.time();
+        let issuer = self.issuer().ok_or(CertificateError::UnknownIssuer)?;
+        self.own_validity()?;
+        if self.authority.crls().is_empty() {
+            return Ok(());
+        }
+
+        let name = self.parsed.issuer().as_raw();
+        let mut lists = self.authority.crls().iter().filter(|crl| *crl.issuer == *name);
+        let Some(crl) = lists.find(|crl| crl.this_update <= now) else {
+            let future = self.future_list(&[]);
+            return Err(if future { CertificateError::NotValidYet } else { CertificateError::UnknownRevocationStatus });
+        };
+        if !crl.signers.contains(&issuer) || crl.list.issuing_distribution_point().is_some() {
+            return Err(CertificateError::UnknownRevocationStatus);
+        }
+        if crl.next_update.is_none_or(|end| now >= end) {
+            return Err(CertificateError::Expired);
+        }
+        match crl.list.find_serial(self.parsed.raw_serial()) {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => Err(CertificateError::Revoked),
+            Err(_) => Err(CertificateError::UnknownRevocationStatus),
+        }
+    }
+
+    /// SHA-256 of the CA of the bundle that has signed the leaf.
+    fn issuer(&self) -> Option<[u8; 32]> {
+        let leaf = self.parsed;
+        let signed = Signed {
+            message: leaf.tbs_certificate.as_ref(),
+            algorithm: &leaf.signature_algorithm,
+            signature: &leaf.signature_value,
+        };
+        if leaf.tbs_certificate.signature != leaf.signature_algorithm {
+            return None;
+        }
+        let now = self.time();
+        for candidate in self.authority.certificates() {
+            let Ok(issuer) = certificate::parse(candidate.der()) else { continue };
+            // Name constraints are not looked at here, so there must be none.
+            let constrained = issuer
+                .extensions()
+                .iter()
+                .any(|extension| matches!(extension.parsed_extension(), ParsedExtension::NameConstraints(_)));
+            let valid = candidate.not_before() <= now && now <= candidate.not_after();
+            if issuer.subject().as_raw() == leaf.issuer().as_raw()
+                && is_authority(&issuer)
+                && valid
+                && !constrained
+                && signed.is_by(issuer.public_key())
+            {
+                return Some(*candidate.sha256());
+            }
+        }
+        None
+    }
+
+    /// Time, purpose and critical extensions of the leaf.
+    fn own_validity(&self) -> Result<(), CertificateError> {
+        let now = self.time();
+        let not_before = certificate::time(self.parsed.validity().not_before.timestamp());
+        let not_after = certificate::time(self.parsed.validity().not_after.timestamp());
+        if now < not_before {
+            return Err(CertificateError::NotValidYetContext { time: self.now, not_before: unix(not_before) });
+        }
+        if now > not_after {
+            return Err(CertificateError::ExpiredContext { time: self.now, not_after: unix(not_after) });
+        }
+        for extension in self.parsed.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::ExtendedKeyUsage(usage) => {
+                    let suits = match self.purpose {
+                        Purpose::Client => usage.client_auth,
+                        Purpose::Server => usage.server_auth,
+                    };
+                    if !suits {
+                        return Err(CertificateError::InvalidPurpose);
+                    }
+                }
+                ParsedExtension::BasicConstraints(_)
+                | ParsedExtension::KeyUsage(_)
+                | ParsedExtension::SubjectAlternativeName(_) => {}
+                ParsedExtension::ParseError { .. } => return Err(CertificateError::BadEncoding),
+                _ if extension.critical => return Err(CertificateError::UnhandledCriticalExtension),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether one of the issuers has a CRL that is not valid yet.
+    fn future_list(&self, intermediates: &[CertificateDer<'_>]) -> bool {
+        let now = self.time();
+        let is_future =
+            |issuer: &[u8]| self.authority.crls().iter().any(|crl| crl.this_update > now && *crl.issuer == *issuer);
+        is_future(self.parsed.issuer().as_raw())
+            || intermediates
+                .iter()
+                .any(|der| certificate::parse(der).is_ok_and(|certificate| is_future(certificate.issuer().as_raw())))
+    }
+
+    fn time(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.now.as_secs())
+    }
+}
+
+fn unix(time: SystemTime) -> UnixTime {
+    UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// So that rustls sends the alert that Envoy sends. Errors about CRLs have no context, errors about certificates do: by
+/// that [`openssl_reason`] tells them apart.
+fn translate(error: webpki::Error) -> CertificateError {
+    use webpki::Error as E;
+    match error {
+        E::BadDer | E::BadDerTime | E::TrailingData(_) | E::InvalidCertValidity => CertificateError::BadEncoding,
+        E::CertNotValidYet { time, not_before } => CertificateError::NotValidYetContext { time, not_before },
+        E::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
+        // A CA of the same name with another key is another CA.
+        E::UnknownIssuer | E::InvalidSignatureForPublicKey | E::EndEntityUsedAsCa | E::PathLenConstraintViolated => {
+            CertificateError::UnknownIssuer
+        }
+        E::CertRevoked => CertificateError::Revoked,
+        E::CrlExpired { .. } => CertificateError::Expired,
+        E::UnknownRevocationStatus
+        | E::IssuerNotCrlSigner
+        | E::InvalidCrlSignatureForPublicKey
+        | E::UnsupportedCrlSignatureAlgorithmContext(_)
+        | E::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_) => CertificateError::UnknownRevocationStatus,
+        E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    }
+}
+
+/// What OpenSSL calls it.
+pub(super) fn openssl_reason(error: &CertificateError) -> &'static str {
+    match error {
+        CertificateError::UnknownIssuer => "unable to get local issuer certificate",
+        CertificateError::ExpiredContext { .. } => "certificate has expired",
+        CertificateError::NotValidYetContext { .. } => "certificate is not yet valid",
+        CertificateError::InvalidPurpose => "unsupported certificate purpose",
+        CertificateError::Revoked => "certificate revocation check against provided CRLs failed: certificate revoked",
+        CertificateError::UnknownRevocationStatus => {
+            "certificate revocation check against provided CRLs failed: unable to get certificate CRL"
+        }
+        CertificateError::Expired => "certificate revocation check against provided CRLs failed: CRL has expired",
+        CertificateError::NotValidYet => {
+            "certificate revocation check against provided CRLs failed: CRL is not yet valid"
+        }
+        _ => "certificate rejected",
+    }
+}

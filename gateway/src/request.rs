@@ -25,10 +25,32 @@ pub struct ConnectionFacts {
     pub remote: Option<SocketAddr>,
     /// Port of the server as the Gateway says.
     pub port: u16,
-    /// TLS is terminated on this connection.
-    pub tls: bool,
-    /// SNI, if there was one.
+    /// TLS that is terminated on this connection.
+    pub tls: Option<Arc<TlsFacts>>,
+    /// SNI in lower case, if there was one; also of TLS that is passed through.
     pub server_name: Option<Arc<str>>,
+}
+
+impl ConnectionFacts {
+    /// `http`, or `https` where TLS is terminated.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+}
+
+/// What a TLS handshake agreed on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TlsFacts {
+    /// As Envoy logs it: `TLSv1.2`, `TLSv1.3`.
+    pub version: &'static str,
+    /// The cipher suite by OpenSSL's name.
+    pub cipher: &'static str,
+    /// The key exchange group: `X25519MLKEM768`, `X25519`, `P-256` and so on; unknown on resumed TLS 1.2 connections.
+    pub group: Option<&'static str>,
+    /// The protocol that ALPN chose.
+    pub alpn: Option<Arc<str>>,
+    /// An earlier session went on: nobody showed a certificate again, those of then hold.
+    pub resumed: bool,
 }
 
 /// HTTP version spoken with the client.

@@ -1,11 +1,14 @@
 //! The transport of a connection, downstream or upstream: one type, which is a Pingora `IO`.
 
+mod socket;
+
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -14,47 +17,72 @@ use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
 };
+use rustls::CommonState;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::{client, server};
 
 use crate::http::violations::{BodyWatch, FrameWatch};
+pub use socket::Socket;
 
-/// An open socket.
+/// An open connection, in plaintext or TLS. What it reads and writes is what the application sees.
 #[derive(Debug)]
 pub struct Transport {
-    socket: Socket,
+    stream: Stream,
     established: SystemTime,
     /// Bytes that were read ahead and are to be read again.
     ahead: BytesMut,
     /// Looks at what is written, on HTTP/2 connections of clients.
     watch: Option<(FrameWatch, BodyWatch)>,
+    received: u64,
+    sent: u64,
 }
 
 #[derive(Debug)]
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+enum Stream {
+    Plain(Socket),
+    Server(Box<server::TlsStream<Socket>>),
+    Client(Box<client::TlsStream<Socket>>),
+}
+
+impl From<Socket> for Transport {
+    fn from(socket: Socket) -> Self {
+        Self::new(Stream::Plain(socket))
+    }
 }
 
 impl From<TcpStream> for Transport {
     fn from(socket: TcpStream) -> Self {
-        Self { socket: Socket::Tcp(socket), established: SystemTime::now(), ahead: BytesMut::new(), watch: None }
+        Socket::from(socket).into()
     }
 }
 
 impl From<UnixStream> for Transport {
     fn from(socket: UnixStream) -> Self {
-        Self { socket: Socket::Unix(socket), established: SystemTime::now(), ahead: BytesMut::new(), watch: None }
+        Socket::from(socket).into()
+    }
+}
+
+impl From<server::TlsStream<Socket>> for Transport {
+    fn from(stream: server::TlsStream<Socket>) -> Self {
+        Self::new(Stream::Server(Box::new(stream)))
+    }
+}
+
+impl From<client::TlsStream<Socket>> for Transport {
+    fn from(stream: client::TlsStream<Socket>) -> Self {
+        Self::new(Stream::Client(Box::new(stream)))
     }
 }
 
 impl Transport {
+    fn new(stream: Stream) -> Self {
+        Self { stream, established: SystemTime::now(), ahead: BytesMut::new(), watch: None, received: 0, sent: 0 }
+    }
+
     /// Our address of a TCP connection.
-    pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
-        match &self.socket {
-            Socket::Tcp(socket) => socket.local_addr().ok(),
-            Socket::Unix(_) => None,
-        }
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.socket().local_addr()
     }
 
     /// Gives back bytes that were read ahead: the next read returns them.
@@ -67,19 +95,70 @@ impl Transport {
         self.watch = Some((written, read));
     }
 
-    /// Makes the close of this socket a reset instead of a FIN.
+    /// Makes the close of this connection a reset instead of an orderly end.
     pub fn reset_on_close(&self) {
-        if let Socket::Tcp(socket) = &self.socket {
-            // Best effort: a socket that refuses the option closes with a FIN.
-            let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        self.socket().reset_on_close();
+    }
+
+    /// Bytes read by the application so far, after decryption.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Bytes written by the application so far, before encryption.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// The socket below, which counts the bytes on the wire.
+    pub fn socket(&self) -> &Socket {
+        match &self.stream {
+            Stream::Plain(socket) => socket,
+            Stream::Server(stream) => stream.get_ref().0,
+            Stream::Client(stream) => stream.get_ref().0,
         }
     }
 
-    fn fd(&self) -> RawFd {
-        match &self.socket {
-            Socket::Tcp(socket) => socket.as_raw_fd(),
-            Socket::Unix(socket) => socket.as_raw_fd(),
+    /// What the TLS handshake agreed on; `None` without TLS.
+    pub fn tls(&self) -> Option<&CommonState> {
+        match &self.stream {
+            Stream::Plain(_) => None,
+            Stream::Server(stream) => Some(stream.get_ref().1),
+            Stream::Client(stream) => Some(stream.get_ref().1),
         }
+    }
+}
+
+/// TLS says that it ends, whoever ends it; the peer could not tell the end from a cut otherwise. What the socket doesn't
+/// take at once is lost, as in Envoy.
+impl Drop for Transport {
+    fn drop(&mut self) {
+        match &mut self.stream {
+            Stream::Plain(_) => {}
+            Stream::Server(stream) => {
+                let (socket, connection) = stream.get_mut();
+                connection.send_close_notify();
+                let _ = connection.write_tls(&mut AtOnce(socket));
+            }
+            Stream::Client(stream) => {
+                let (socket, connection) = stream.get_mut();
+                connection.send_close_notify();
+                let _ = connection.write_tls(&mut AtOnce(socket));
+            }
+        }
+    }
+}
+
+/// Writes what the kernel takes at once.
+struct AtOnce<'s>(&'s mut Socket);
+
+impl io::Write for AtOnce<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -87,10 +166,12 @@ impl AsyncRead for Transport {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         if self.ahead.is_empty() {
-            match &mut self.socket {
-                Socket::Tcp(socket) => ready!(Pin::new(socket).poll_read(cx, buf))?,
-                Socket::Unix(socket) => ready!(Pin::new(socket).poll_read(cx, buf))?,
+            match &mut self.stream {
+                Stream::Plain(socket) => ready!(Pin::new(socket).poll_read(cx, buf))?,
+                Stream::Server(stream) => ready!(Pin::new(&mut **stream).poll_read(cx, buf))?,
+                Stream::Client(stream) => ready!(Pin::new(&mut **stream).poll_read(cx, buf))?,
             }
+            self.received += (buf.filled().len() - before) as u64;
         } else {
             let count = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead.split_to(count));
@@ -107,10 +188,12 @@ impl AsyncWrite for Transport {
         if self.watch.as_ref().is_some_and(|(watch, _)| watch.refuses([bytes])) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        let written = match &mut self.socket {
-            Socket::Tcp(socket) => ready!(Pin::new(socket).poll_write(cx, bytes))?,
-            Socket::Unix(socket) => ready!(Pin::new(socket).poll_write(cx, bytes))?,
+        let written = match &mut self.stream {
+            Stream::Plain(socket) => ready!(Pin::new(socket).poll_write(cx, bytes))?,
+            Stream::Server(stream) => ready!(Pin::new(&mut **stream).poll_write(cx, bytes))?,
+            Stream::Client(stream) => ready!(Pin::new(&mut **stream).poll_write(cx, bytes))?,
         };
+        self.sent += written as u64;
         if let Some((watch, _)) = &mut self.watch {
             watch.follow(&bytes[..written]);
         }
@@ -125,10 +208,12 @@ impl AsyncWrite for Transport {
         if self.watch.as_ref().is_some_and(|(watch, _)| watch.refuses(parts.iter().map(|part| &**part))) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        let written = match &mut self.socket {
-            Socket::Tcp(socket) => ready!(Pin::new(socket).poll_write_vectored(cx, parts))?,
-            Socket::Unix(socket) => ready!(Pin::new(socket).poll_write_vectored(cx, parts))?,
+        let written = match &mut self.stream {
+            Stream::Plain(socket) => ready!(Pin::new(socket).poll_write_vectored(cx, parts))?,
+            Stream::Server(stream) => ready!(Pin::new(&mut **stream).poll_write_vectored(cx, parts))?,
+            Stream::Client(stream) => ready!(Pin::new(&mut **stream).poll_write_vectored(cx, parts))?,
         };
+        self.sent += written as u64;
         if let Some((watch, _)) = &mut self.watch {
             let mut left = written;
             for part in parts {
@@ -144,15 +229,20 @@ impl AsyncWrite for Transport {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Sockets have no buffer of their own to flush.
-        Poll::Ready(Ok(()))
+    /// TLS accepts bytes that the socket doesn't take yet; only a flush has written everything.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(_) => Poll::Ready(Ok(())),
+            Stream::Server(stream) => Pin::new(&mut **stream).poll_flush(cx),
+            Stream::Client(stream) => Pin::new(&mut **stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            Socket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+        match &mut self.stream {
+            Stream::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Stream::Server(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+            Stream::Client(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
         }
     }
 }
@@ -167,7 +257,7 @@ impl Shutdown for Transport {
 
 impl UniqueID for Transport {
     fn id(&self) -> RawFd {
-        self.fd()
+        self.socket().as_raw_fd()
     }
 }
 
@@ -177,7 +267,8 @@ impl Ssl for Transport {
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        None
+        let protocol = self.tls()?.alpn_protocol()?;
+        Some(if matches!(protocol, b"h2" | b"istio-h2") { ALPN::H2 } else { ALPN::H1 })
     }
 }
 
@@ -199,7 +290,7 @@ impl GetProxyDigest for Transport {
 
 impl GetSocketDigest for Transport {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        Some(Arc::new(SocketDigest::from_raw_fd(self.fd())))
+        Some(Arc::new(SocketDigest::from_raw_fd(self.socket().as_raw_fd())))
     }
 }
 

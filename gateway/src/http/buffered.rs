@@ -117,7 +117,7 @@ impl Buffered {
             }
             self.consume(written);
         }
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     /// Ends the sending side.

@@ -180,7 +180,7 @@ mod tests {
             local: None,
             remote: Some(SocketAddr::from(([9, 9, 9, 9], 1234))),
             port: 80,
-            tls: false,
+            tls: None,
             server_name: None,
         }
     }

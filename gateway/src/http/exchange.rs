@@ -81,7 +81,7 @@ pub(super) async fn run_h1<S: ClientStream>(
     begun: Begun,
 ) {
     let mut exchange = Exchange::new(context, stream.protocol(), begun);
-    let checked = request_head(head, context.facts.tls);
+    let checked = request_head(head, context.facts.tls.is_some());
     let outcome = match checked {
         Ok((request, has_host)) => {
             exchange.facts.request = Some(request);

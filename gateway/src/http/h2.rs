@@ -333,7 +333,7 @@ fn request_head(parts: http::request::Parts, context: &Serving) -> Result<Reques
         method,
         path: PathAndQuery::new(escape_high_bytes(path)),
         authority,
-        scheme: if context.facts.tls { "https" } else { "http" },
+        scheme: context.facts.scheme(),
         headers,
     })
 }

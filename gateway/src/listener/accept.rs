@@ -97,7 +97,7 @@ fn admit(worker: &Rc<Worker>, acceptor: &Arc<Acceptor>, accepted: Accepted) {
         local: transport.local_addr(),
         remote,
         port: acceptor.key.port,
-        tls: false,
+        tls: None,
         server_name: None,
     };
     let downstream =

@@ -237,7 +237,7 @@ mod tests {
     use crate::request::{ConnectionFacts, Protocol};
 
     fn facts() -> Facts {
-        let connection = ConnectionFacts { id: 1, local: None, remote: None, port: 80, tls: false, server_name: None };
+        let connection = ConnectionFacts { id: 1, local: None, remote: None, port: 80, tls: None, server_name: None };
         let mut facts = Facts::new(Rc::new(connection), Protocol::Http11);
         facts.status = 200;
         facts

@@ -306,7 +306,7 @@ mod tests {
             local: Some("10.44.1.23:8080".parse().unwrap()),
             remote: Some("10.0.0.9:46520".parse().unwrap()),
             port: 80,
-            tls: false,
+            tls: None,
             server_name: None,
         };
         let mut facts = Facts::new(Rc::new(connection), Protocol::Http11);

@@ -7,11 +7,15 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
+use certs::certificate::Certificate;
+use certs::credential::Credential;
 use config::snapshot::host::VirtualHost;
 use config::snapshot::route::Route;
+use rustls::{CommonState, HandshakeKind, ProtocolVersion};
 
 use crate::http::headers::Headers;
 use crate::response::Flags;
+use crate::tls::parameters::{group_name, suite_name};
 use crate::upstream::cluster::{Address, Cluster};
 
 /// What is known of a downstream connection.
@@ -38,19 +42,49 @@ impl ConnectionFacts {
     }
 }
 
-/// What a TLS handshake agreed on.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// What a TLS handshake agreed on, with a client or with an upstream.
+#[derive(Debug, Clone)]
 pub struct TlsFacts {
     /// As Envoy logs it: `TLSv1.2`, `TLSv1.3`.
     pub version: &'static str,
     /// The cipher suite by OpenSSL's name.
     pub cipher: &'static str,
-    /// The key exchange group: `X25519MLKEM768`, `X25519`, `P-256` and so on; unknown on resumed TLS 1.2 connections.
+    /// The key exchange group: `X25519MLKEM768`, `X25519`, `P-256`; unknown where an earlier session goes on without one.
     pub group: Option<&'static str>,
     /// The protocol that ALPN chose.
     pub alpn: Option<Arc<str>>,
-    /// An earlier session went on: nobody showed a certificate again, those of then hold.
+    /// The peer's certificate, if it has shown one; on resumed connections, that of the session.
+    pub peer: Option<Certificate>,
+    /// What was to be shown to the peer.
+    pub local: Option<Arc<Credential>>,
+    /// An earlier session goes on: nobody has shown a certificate again.
     pub resumed: bool,
+}
+
+impl TlsFacts {
+    /// The facts of a complete handshake, in which we had `local` to show.
+    pub fn new(connection: &CommonState, local: Option<Arc<Credential>>) -> Self {
+        let peer = connection.peer_certificates().and_then(|chain| chain.first());
+        let alpn = connection.alpn_protocol().map(|protocol| String::from_utf8_lossy(protocol).into());
+        Self {
+            version: match connection.protocol_version() {
+                Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                _ => "TLSv1.3",
+            },
+            cipher: connection.negotiated_cipher_suite().map_or("unknown", |suite| suite_name(suite.suite())),
+            group: connection.negotiated_key_exchange_group().map(|group| group_name(group.name())),
+            alpn,
+            // A certificate that was verified can be read.
+            peer: peer.and_then(|leaf| Certificate::parse(leaf).ok()),
+            local,
+            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+        }
+    }
+
+    /// Our certificate.
+    pub fn local_certificate(&self) -> Option<&Certificate> {
+        self.local.as_deref().map(Credential::leaf)
+    }
 }
 
 /// HTTP version spoken with the client.

@@ -1,3 +1,6 @@
 //! TLS with clients and upstreams: credentials, handshakes, settings.
 
 pub mod credentials;
+pub mod hello;
+pub mod parameters;
+pub mod server;

@@ -1,0 +1,301 @@
+//! The ClientHello, read before anything is decided: which chain it is for, and what the client can do.
+//!
+//! The TLS library reads it once more where TLS ends here. What it would refuse may still be fit to be passed through.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rustls::{CipherSuite, NamedGroup, ProtocolVersion};
+
+/// Bytes of a ClientHello that are waited for; Envoy's limit.
+const MAX_HELLO: usize = 16 * 1024;
+/// Bytes of the records of one ClientHello.
+pub const MAX_BYTES: usize = 2 * MAX_HELLO;
+/// Bytes of a record in plaintext (RFC 8446 §5.1).
+const MAX_RECORD: usize = 16 * 1024;
+/// Content type of handshake messages.
+const HANDSHAKE: u8 = 22;
+/// Handshake type of a ClientHello.
+const CLIENT_HELLO: u8 = 1;
+
+/// What a client says first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClientHello {
+    /// SNI in lower case.
+    pub server_name: Option<Arc<str>>,
+    /// Protocols offered by ALPN; empty: none.
+    pub alpn: Vec<Vec<u8>>,
+    /// Offered cipher suites, most preferred first.
+    pub suites: Vec<CipherSuite>,
+    /// Supported groups, most preferred first.
+    pub groups: Vec<NamedGroup>,
+    legacy_version: u16,
+    /// The extension `supported_versions`, from TLS 1.3 on.
+    versions: Option<Vec<u16>>,
+    /// Bytes of the records that it came in.
+    pub length: usize,
+}
+
+/// Why bytes are no ClientHello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoHello {
+    /// Not TLS at all.
+    NotTls,
+    /// TLS, but broken, or longer than anybody's.
+    Broken,
+}
+
+impl ClientHello {
+    /// The ClientHello at the start of `bytes`; `None` if more bytes are needed.
+    ///
+    /// # Errors
+    /// No bytes that follow could make it one.
+    pub fn read(bytes: &[u8]) -> Result<Option<Self>, NoHello> {
+        let Some((message, length)) = message(bytes)? else { return Ok(None) };
+        let mut hello = Self::parse(&message).ok_or(NoHello::Broken)?;
+        hello.length = length;
+        Ok(Some(hello))
+    }
+
+    /// Whether the client supports `version`, which is 1.2 or 1.3.
+    pub fn supports(&self, version: ProtocolVersion) -> bool {
+        match &self.versions {
+            Some(versions) => versions.contains(&u16::from(version)),
+            None => version == ProtocolVersion::TLSv1_2 && self.legacy_version >= u16::from(version),
+        }
+    }
+
+    fn parse(message: &[u8]) -> Option<Self> {
+        let mut rest = Reader(message);
+        let mut hello = Self { legacy_version: rest.u16()?, ..Self::default() };
+        rest.take(32)?;
+        rest.prefixed8()?;
+        hello.suites = rest.prefixed16()?.u16s()?.into_iter().map(CipherSuite::from).collect();
+        rest.prefixed8()?;
+        if rest.0.is_empty() {
+            return Some(hello);
+        }
+        let mut extensions = rest.prefixed16()?;
+        if !rest.0.is_empty() {
+            return None;
+        }
+        while !extensions.0.is_empty() {
+            let kind = extensions.u16()?;
+            let mut body = extensions.prefixed16()?;
+            match kind {
+                0 => hello.server_name = Some(server_name(&mut body)?),
+                10 => hello.groups = body.prefixed16()?.u16s()?.into_iter().map(NamedGroup::from).collect(),
+                16 => {
+                    let mut list = body.prefixed16()?;
+                    while !list.0.is_empty() {
+                        hello.alpn.push(list.prefixed8()?.0.to_vec());
+                    }
+                }
+                43 => hello.versions = Some(body.prefixed8()?.u16s()?),
+                _ => {}
+            }
+        }
+        Some(hello)
+    }
+}
+
+/// The one host name of a `server_name` extension (RFC 6066 §3).
+fn server_name(body: &mut Reader<'_>) -> Option<Arc<str>> {
+    let mut list = body.prefixed16()?;
+    if list.u8()? != 0 {
+        return None;
+    }
+    let name = list.prefixed16()?;
+    if !list.0.is_empty() || name.0.is_empty() || name.0.len() > 255 || name.0.contains(&0) {
+        return None;
+    }
+    Some(String::from_utf8_lossy(name.0).to_ascii_lowercase().into())
+}
+
+/// The content of the handshake message at the start of `bytes`, and the length of its records; `None`: not all of it.
+fn message(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, NoHello> {
+    let mut message = Vec::new();
+    let mut at = 0;
+    loop {
+        let Some(record) = record(&bytes[at..])? else { return Ok(None) };
+        message.extend_from_slice(&bytes[at + 5..][record.clone()]);
+        at += 5 + record.end;
+        let &[kind, high, middle, low, ref content @ ..] = &message[..] else {
+            if message.first().is_some_and(|&kind| kind != CLIENT_HELLO) {
+                return Err(NoHello::Broken);
+            }
+            continue;
+        };
+        let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+        if kind != CLIENT_HELLO || length > MAX_HELLO || at > MAX_BYTES {
+            return Err(NoHello::Broken);
+        }
+        match content.len() {
+            complete if complete == length => return Ok(Some((content.to_vec(), at))),
+            // Nothing may follow before the server has answered.
+            longer if longer > length => return Err(NoHello::Broken),
+            _ => {}
+        }
+    }
+}
+
+/// Where the content of the record at the start of `bytes` is, behind its head; `None`: not all of it is there.
+fn record(bytes: &[u8]) -> Result<Option<Range<usize>>, NoHello> {
+    match bytes {
+        [kind, ..] if *kind != HANDSHAKE => return Err(NoHello::NotTls),
+        [_, major, ..] if *major != 3 => return Err(NoHello::NotTls),
+        _ => {}
+    }
+    let [_, _, _, high, low, content @ ..] = bytes else { return Ok(None) };
+    let length = usize::from(u16::from_be_bytes([*high, *low]));
+    if length == 0 || length > MAX_RECORD {
+        return Err(NoHello::Broken);
+    }
+    Ok((content.len() >= length).then_some(0..length))
+}
+
+/// Reads from the front of a slice.
+struct Reader<'b>(&'b [u8]);
+
+impl<'b> Reader<'b> {
+    fn take(&mut self, count: usize) -> Option<&'b [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.take(1).map(|bytes| bytes[0])
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.take(2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+    }
+
+    fn prefixed8(&mut self) -> Option<Self> {
+        let length = self.u8()?;
+        self.take(length.into()).map(Self)
+    }
+
+    fn prefixed16(&mut self) -> Option<Self> {
+        let length = self.u16()?;
+        self.take(length.into()).map(Self)
+    }
+
+    /// All that is left, as numbers.
+    fn u16s(self) -> Option<Vec<u16>> {
+        let (pairs, rest) = self.0.as_chunks::<2>();
+        rest.is_empty().then(|| pairs.iter().map(|pair| u16::from_be_bytes(*pair)).collect())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+    use super::*;
+    use crate::tls::parameters::provider;
+
+    /// The first flight of a rustls client.
+    fn flight(name: &'static str, alpn: &[&str]) -> Vec<u8> {
+        let provider = Arc::new(provider(&config::snapshot::tls::TlsParameters::default()));
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        let name = ServerName::try_from(name).unwrap();
+        let mut connection = ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut bytes = Vec::new();
+        connection.write_tls(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// The same message in records of at most `size` bytes.
+    fn fragmented(flight: &[u8], size: usize) -> Vec<u8> {
+        let pieces = flight[5..].chunks(size);
+        pieces.flat_map(|piece| [&[22, 3, 1, 0, u8::try_from(piece.len()).unwrap()], piece].concat()).collect()
+    }
+
+    #[test]
+    fn a_hello_tells_name_protocols_versions_and_groups() {
+        let bytes = flight("Shop.Example.com", &["h2", "http/1.1"]);
+        let hello = ClientHello::read(&bytes).unwrap().unwrap();
+        assert_eq!(hello.server_name.as_deref(), Some("shop.example.com"));
+        assert_eq!(hello.alpn, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+        assert!(hello.supports(ProtocolVersion::TLSv1_3) && hello.supports(ProtocolVersion::TLSv1_2));
+        assert_eq!(hello.groups[0], NamedGroup::X25519MLKEM768);
+        assert!(hello.suites.contains(&CipherSuite::TLS13_AES_128_GCM_SHA256));
+        assert_eq!(hello.length, bytes.len());
+    }
+
+    #[test]
+    fn addresses_are_no_names() {
+        let hello = ClientHello::read(&flight("127.0.0.1", &[])).unwrap().unwrap();
+        assert_eq!((hello.server_name, hello.alpn), (None, Vec::new()));
+    }
+
+    #[test]
+    fn no_part_of_a_hello_is_one() {
+        let bytes = flight("a.example.com", &[]);
+        for end in 0..bytes.len() {
+            assert_eq!(ClientHello::read(&bytes[..end]), Ok(None), "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn a_hello_may_come_in_many_records() {
+        let bytes = flight("a.example.com", &["h2"]);
+        let whole = ClientHello::read(&bytes).unwrap().unwrap();
+        let mut fragments = fragmented(&bytes, 100);
+        let length = fragments.len();
+        fragments.extend_from_slice(b"what follows");
+        let hello = ClientHello::read(&fragments).unwrap().unwrap();
+        assert_eq!(hello, ClientHello { length, ..whole });
+    }
+
+    #[test]
+    fn other_bytes_are_no_hello() {
+        assert_eq!(ClientHello::read(b"GET / HTTP/1.1"), Err(NoHello::NotTls));
+        assert_eq!(ClientHello::read(&[22, 2]), Err(NoHello::NotTls));
+        // An empty record, a record of 64 KiB, a ServerHello, a hello of 16 MiB, one without content.
+        for bytes in [
+            &[22, 3, 1, 0, 0][..],
+            &[22, 3, 1, 255, 255],
+            &[22, 3, 1, 0, 1, 2],
+            &[22, 3, 1, 0, 4, 1, 255, 255, 255],
+            &[22, 3, 1, 0, 4, 1, 0, 0, 0],
+        ] {
+            assert_eq!(ClientHello::read(bytes), Err(NoHello::Broken), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn damage_is_found_and_nothing_panics() {
+        let bytes = flight("a.example.com", &["h2"]);
+        for at in 0..bytes.len() {
+            for value in [0, 1, 127, 255] {
+                let mut damaged = bytes.clone();
+                damaged[at] = value;
+                let _ = ClientHello::read(&damaged);
+            }
+        }
+    }
+
+    #[test]
+    fn versions_before_tls_1_3_are_in_the_head() {
+        let hello = |version: u16| {
+            let body = [&version.to_be_bytes()[..], &[0; 32], &[0, 0, 2, 0xc0, 0x2f, 1, 0]].concat();
+            let head = [22, 3, 1, 0, u8::try_from(body.len() + 4).unwrap(), 1, 0, 0, u8::try_from(body.len()).unwrap()];
+            ClientHello::read(&[&head[..], &body].concat()).unwrap().unwrap()
+        };
+        assert!(hello(0x0303).supports(ProtocolVersion::TLSv1_2));
+        assert!(!hello(0x0303).supports(ProtocolVersion::TLSv1_3));
+        assert!(!hello(0x0302).supports(ProtocolVersion::TLSv1_2));
+    }
+}

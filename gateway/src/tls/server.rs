@@ -1,0 +1,239 @@
+//! TLS that a filter chain terminates.
+//!
+//! A chain has a handful of TLS configurations, made when they are first needed: what the client says in its ClientHello
+//! decides which of them it gets, as the TLS library knows no server's order of groups and no suites of equal rank.
+//!
+//! Source: `reference/networking.md` §2.6, `reference/security.md` §4.
+
+use std::sync::{Arc, OnceLock};
+
+use certs::authority::Authority;
+use certs::choice::Choice;
+use certs::credential::Credential;
+use certs::verify::{self, ClientRules};
+use config::snapshot::tls::{ClientAuthentication, PeerTrust, ServerTls};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, CommonState, ProtocolVersion, ServerConfig, SupportedProtocolVersion};
+
+use super::hello::ClientHello;
+use super::parameters::{provider, versions};
+use crate::request::TlsFacts;
+
+/// Tickets after a TLS 1.3 handshake, as many as BoringSSL's.
+const TICKETS: usize = 2;
+
+/// What a chain does with TLS connections. Costs little until it is used.
+#[derive(Debug)]
+pub struct Server {
+    certificates: Vec<Arc<Credential>>,
+    template: Template,
+    /// The configuration names suites: it orders them strictly.
+    strict_order: bool,
+    /// For the first group and order; the others are made when they are needed.
+    first: Arc<ServerConfig>,
+    others: Box<[OnceLock<Arc<ServerConfig>>]>,
+}
+
+/// How one connection's handshake goes on.
+#[derive(Debug)]
+pub struct Handshake {
+    /// For the TLS library.
+    pub config: Arc<ServerConfig>,
+    /// Tells which of several certificates it has shown.
+    shown: Option<Arc<Shown>>,
+}
+
+impl Server {
+    /// TLS with `certificates`, which may be one for each kind of key. `authority` is needed where clients are verified.
+    /// `tickets` seal sessions: they must not outlive a change of what clients have to prove.
+    ///
+    /// # Errors
+    /// Why no handshake could succeed: no certificate, no authority, no version or group that rustls speaks.
+    pub fn new(
+        tls: &ServerTls,
+        certificates: Vec<Arc<Credential>>,
+        authority: Option<Arc<Authority>>,
+        tickets: Arc<dyn ProducesTickets>,
+    ) -> Result<Self, String> {
+        let ServerTls { mode: _, certificates: _, client, parameters, alpn } = tls;
+        if certificates.is_empty() {
+            return Err("there is no certificate".to_owned());
+        }
+        let verifier = match client {
+            ClientAuthentication::None => WebPkiClientVerifier::no_client_auth(),
+            ClientAuthentication::Optional(trust) => client_verifier(trust, authority, false)?,
+            ClientAuthentication::Required(trust) => client_verifier(trust, authority, true)?,
+        };
+        let template = Template {
+            choice: Arc::new(Choice::new(certificates.clone())),
+            verifier,
+            tickets,
+            alpn: alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect(),
+            versions: versions(parameters),
+            provider: provider(parameters),
+        };
+        if template.versions.is_empty() {
+            return Err("no version of TLS between minProtocolVersion and maxProtocolVersion is supported".to_owned());
+        }
+        if template.provider.kx_groups.is_empty() {
+            return Err("none of the ecdhCurves is supported".to_owned());
+        }
+        let first = template.build(0, Order::Aes).map_err(|error| error.to_string())?;
+        let others = (0..template.provider.kx_groups.len() * ORDERS).map(|_| OnceLock::new()).collect();
+        let strict_order = !parameters.cipher_suites.is_empty();
+        Ok(Self { certificates, template, strict_order, first: Arc::new(first), others })
+    }
+
+    /// How the handshake with this client goes on; `None`: there is no version in common.
+    pub fn handshake(&self, hello: &ClientHello) -> Option<Handshake> {
+        let Template { choice, alpn, versions, .. } = &self.template;
+        let version = versions.iter().map(|version| version.version).find(|version| hello.supports(*version))?;
+        let mut config = self.config(hello, version);
+        // The TLS library would refuse a client that offers none of our protocols.
+        let no_alpn = !hello.alpn.is_empty() && !hello.alpn.iter().any(|protocol| alpn.contains(protocol));
+        // Suites of TLS 1.3 are all equal: the client's order decides.
+        let client_order = version == ProtocolVersion::TLSv1_3;
+        let shown =
+            (self.certificates.len() > 1).then(|| Arc::new(Shown { choice: Arc::clone(choice), key: OnceLock::new() }));
+        if no_alpn || client_order || shown.is_some() {
+            let own = Arc::make_mut(&mut config);
+            own.ignore_client_order = !client_order;
+            if no_alpn {
+                own.alpn_protocols.clear();
+            }
+            if let Some(shown) = &shown {
+                own.cert_resolver = Arc::clone(shown) as Arc<dyn ResolvesServerCert>;
+            }
+        }
+        Some(Handshake { config, shown })
+    }
+
+    /// What the handshake agreed on, once it is complete.
+    pub fn facts(&self, handshake: &Handshake, connection: &CommonState) -> TlsFacts {
+        let shown = handshake.shown.as_ref().and_then(|shown| shown.key.get()?.cert.first());
+        let local = match shown {
+            Some(leaf) => self.certificates.iter().find(|credential| credential.leaf().der() == &leaf[..]),
+            None => self.certificates.first(),
+        };
+        TlsFacts::new(connection, local.cloned())
+    }
+
+    /// The configuration with the group that we like best of the client's, and with AES128 and CHACHA20 in its order.
+    fn config(&self, hello: &ClientHello, version: ProtocolVersion) -> Arc<ServerConfig> {
+        let suits =
+            |group: &&dyn SupportedKxGroup| group.usable_for_version(version) && hello.groups.contains(&group.name());
+        // Without a group in common any configuration will say so.
+        let group = self.template.provider.kx_groups.iter().position(suits).unwrap_or_default();
+        let order = if self.strict_order { Order::Aes } else { Order::of(hello) };
+        let config = self.others[group * ORDERS + order as usize].get_or_init(|| {
+            // What could be made for the first group can be made for the others.
+            self.template.build(group, order).map_or_else(|_| Arc::clone(&self.first), Arc::new)
+        });
+        Arc::clone(config)
+    }
+}
+
+/// What the configurations of a chain have in common.
+#[derive(Debug)]
+struct Template {
+    choice: Arc<Choice>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    tickets: Arc<dyn ProducesTickets>,
+    alpn: Vec<Vec<u8>>,
+    versions: Vec<&'static SupportedProtocolVersion>,
+    /// With all groups, most preferred first.
+    provider: CryptoProvider,
+}
+
+impl Template {
+    fn build(&self, group: usize, order: Order) -> Result<ServerConfig, rustls::Error> {
+        let mut provider = self.provider.clone();
+        provider.kx_groups = vec![self.provider.kx_groups[group]];
+        if order == Order::Chacha {
+            provider.cipher_suites.sort_by_key(|suite| rank(suite.suite()));
+        }
+        let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&self.versions)?
+            .with_client_cert_verifier(Arc::clone(&self.verifier))
+            .with_cert_resolver(Arc::clone(&self.choice) as Arc<dyn ResolvesServerCert>);
+        config.ignore_client_order = true;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.ticketer = Arc::clone(&self.tickets);
+        config.send_tls13_tickets = TICKETS;
+        config.alpn_protocols.clone_from(&self.alpn);
+        Ok(config)
+    }
+}
+
+/// Which of two suites of equal rank goes first with TLS 1.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Aes,
+    Chacha,
+}
+
+const ORDERS: usize = 2;
+
+impl Order {
+    /// The client's.
+    fn of(hello: &ClientHello) -> Self {
+        let place = |wanted: u8| hello.suites.iter().position(|suite| rank(*suite) == wanted);
+        match (place(CHACHA), place(AES_128)) {
+            (Some(chacha), Some(aes)) if chacha < aes => Self::Chacha,
+            (Some(_), None) => Self::Chacha,
+            _ => Self::Aes,
+        }
+    }
+}
+
+const CHACHA: u8 = 0;
+const AES_128: u8 = 1;
+const OTHER: u8 = 2;
+
+/// The place of a TLS 1.2 suite where CHACHA20 goes first.
+fn rank(suite: CipherSuite) -> u8 {
+    match suite {
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+        | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => CHACHA,
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => {
+            AES_128
+        }
+        _ => OTHER,
+    }
+}
+
+/// Chooses a certificate for one connection, and remembers which.
+#[derive(Debug)]
+struct Shown {
+    choice: Arc<Choice>,
+    key: OnceLock<Arc<CertifiedKey>>,
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, hello: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let key = self.choice.resolve(hello)?;
+        let _ = self.key.set(Arc::clone(&key));
+        Some(key)
+    }
+}
+
+fn client_verifier(
+    trust: &PeerTrust,
+    authority: Option<Arc<Authority>>,
+    mandatory: bool,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let PeerTrust { ca: _, subject_alt_names, spki_pins, certificate_hashes, skip_verification } = trust;
+    if authority.is_none() && !skip_verification {
+        return Err("there is no CA to verify clients with".to_owned());
+    }
+    let rules = ClientRules {
+        subject_alt_names: subject_alt_names.iter().map(|name| Arc::from(&**name)).collect(),
+        spki_pins: spki_pins.clone(),
+        certificate_hashes: certificate_hashes.clone(),
+        skip_verification: *skip_verification,
+    };
+    Ok(verify::client(authority, mandatory, rules))
+}

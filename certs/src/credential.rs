@@ -90,6 +90,15 @@ impl Credential {
         Ok(Self { leaf: Certificate::of_leaf(&plain)?, plain, stapled })
     }
 
+    /// A certificate that we do not have the key of, for tests of those who should notice.
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    pub(crate) fn with_foreign_key(certificate: &[u8], pkcs8: &[u8]) -> Self {
+        let key = any_supported_type(&rustls_pki_types::PrivatePkcs8KeyDer::from(pkcs8).into()).unwrap();
+        let plain = Arc::new(CertifiedKey::new(vec![certificate.to_vec().into()], key));
+        Self { leaf: Certificate::of_leaf(&plain).unwrap(), plain, stapled: None }
+    }
+
     /// The certificate of the key.
     pub fn leaf(&self) -> &Certificate {
         &self.leaf

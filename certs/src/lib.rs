@@ -18,6 +18,9 @@ pub mod credential;
 mod error;
 mod ocsp;
 mod pem;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod pki;
 mod signature;
 pub mod sni;
 pub mod verify;

@@ -317,3 +317,117 @@ fn push_hex(text: &mut String, bytes: &[u8]) {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use rcgen::{CertificateParams, date_time_ymd};
+    use rcgen::{DistinguishedName, DnType, SanType, SerialNumber};
+
+    use super::*;
+    use crate::pki::Leaf;
+
+    fn certificate(adjust: impl FnOnce(&mut CertificateParams)) -> (Certificate, String) {
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name = DistinguishedName::new();
+        adjust(&mut parameters);
+        let leaf = Leaf::self_signed(&parameters);
+        (Certificate::parse(leaf.certificate.der()).unwrap(), leaf.certificate.pem())
+    }
+
+    fn dns(name: &str) -> SanType {
+        SanType::DnsName(name.try_into().unwrap())
+    }
+
+    fn uri(name: &str) -> SanType {
+        SanType::URI(name.try_into().unwrap())
+    }
+
+    #[test]
+    fn facts() {
+        let (certificate, _) = certificate(|parameters| {
+            parameters.distinguished_name.push(DnType::OrganizationName, "O");
+            parameters.distinguished_name.push(DnType::CommonName, "cn");
+            parameters.serial_number = Some(SerialNumber::from_slice(&[0xab, 0x01]));
+            parameters.not_before = date_time_ymd(1965, 1, 1);
+            parameters.not_after = date_time_ymd(2030, 1, 1);
+            parameters.subject_alt_names = vec![
+                dns("b.example.com"),
+                uri("spiffe://td/x"),
+                SanType::Rfc822Name("x@example.com".try_into().unwrap()),
+                SanType::IpAddress("10.0.0.1".parse().unwrap()),
+                dns("a.example.com"),
+            ];
+        });
+        assert_eq!(certificate.subject(), "CN=cn,O=O");
+        assert_eq!(certificate.issuer(), "CN=cn,O=O");
+        assert_eq!(certificate.serial(), "ab01");
+        assert_eq!(certificate.dns().collect::<Vec<_>>(), ["b.example.com", "a.example.com"]);
+        assert_eq!(certificate.uris().collect::<Vec<_>>(), ["spiffe://td/x"]);
+        assert_eq!(certificate.emails().collect::<Vec<_>>(), ["x@example.com"]);
+        assert_eq!(certificate.ips().collect::<Vec<_>>(), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+        let names: Vec<String> = certificate.subject_alt_names().iter().map(SubjectAltName::to_string).collect();
+        assert_eq!(names, ["b.example.com", "spiffe://td/x", "x@example.com", "10.0.0.1", "a.example.com"]);
+        // Five years of 365 days and the 29th of February 1968.
+        assert_eq!(certificate.not_before(), UNIX_EPOCH - Duration::from_secs(1826 * 86_400));
+        assert_eq!(certificate.not_after(), UNIX_EPOCH + Duration::from_secs(1_893_456_000));
+    }
+
+    #[test]
+    fn xfcc_of_everything() {
+        let (certificate, pem) = certificate(|parameters| {
+            parameters.distinguished_name.push(DnType::OrganizationName, "Acme, Inc.");
+            parameters.distinguished_name.push(DnType::CommonName, "Müller \"x\"");
+            parameters.subject_alt_names = vec![
+                dns("a.example.com"),
+                uri("https://example.com/a,b;c=d"),
+                SanType::Rfc822Name("x@example.com".try_into().unwrap()),
+                uri("spiffe://td/x"),
+                SanType::IpAddress("10.0.0.1".parse().unwrap()),
+                dns("b.example.com"),
+            ];
+        });
+        // rcgen ends its lines as Windows does.
+        let pem = pem.replace('\r', "").replace(' ', "%20").replace('\n', "%0A");
+        let pem = pem.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+        assert_eq!(certificate.url_encoded_pem(), pem);
+        let hash: String = certificate.sha256().iter().map(|byte| format!("{byte:02x}")).collect();
+        let rest = format!(
+            "Hash={hash};Cert=\"{pem}\";Subject=\"CN=M\\C3\\BCller \\\"x\\\",O=Acme\\, Inc.\";\
+             URI=https://example.com/a,b;c=d;URI=spiffe://td/x;DNS=a.example.com;DNS=b.example.com"
+        );
+        assert_eq!(certificate.xfcc_element(None), rest);
+        assert_eq!(certificate.xfcc_element(Some("spiffe://td/gateway")), format!("By=spiffe://td/gateway;{rest}"));
+    }
+
+    #[test]
+    fn xfcc_without_names() {
+        let (certificate, _) = certificate(|parameters| {
+            parameters.distinguished_name.push(DnType::OrganizationName, "O");
+            parameters.distinguished_name.push(DnType::CommonName, "no san");
+        });
+        assert!(certificate.xfcc_element(None).ends_with("%0A\";Subject=\"CN=no san,O=O\";URI="));
+        let (certificate, _) = super::tests::certificate(|_| {});
+        assert!(certificate.xfcc_element(None).ends_with("%0A\";Subject=\"\";URI="));
+    }
+
+    #[test]
+    fn hashes() {
+        let leaf = Leaf::self_signed(&CertificateParams::default());
+        let certificate = Certificate::parse(leaf.certificate.der()).unwrap();
+        assert_eq!(*certificate.sha256(), sha256(leaf.certificate.der()));
+        let spki = rcgen::PublicKeyData::subject_public_key_info(&leaf.key);
+        assert_eq!(*certificate.spki_sha256(), sha256(&spki));
+        // SHA-256 of "abc", FIPS 180-2.
+        assert_eq!(sha256(b"abc")[..4], [0xba, 0x78, 0x16, 0xbf]);
+    }
+
+    #[test]
+    fn what_is_no_certificate() {
+        let leaf = Leaf::self_signed(&CertificateParams::default());
+        let der = leaf.certificate.der().as_ref();
+        for bytes in [&b""[..], b"x", &der[1..], &der[..der.len() - 1], &[der, b"\0"].concat()] {
+            assert_eq!(Certificate::parse(bytes), Err(Error::NotACertificate));
+        }
+    }
+}

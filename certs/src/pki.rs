@@ -178,11 +178,16 @@ pub(crate) fn as_version_1(certificate: &[u8], ca: &Ca) -> Vec<u8> {
 }
 
 pub(crate) fn sequence(content: &[u8]) -> Vec<u8> {
+    tlv(0x30, content)
+}
+
+/// Tag, length and content in DER.
+pub(crate) fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = u16::try_from(content.len()).unwrap().to_be_bytes();
     let mut der = match content.len() {
-        ..0x80 => vec![0x30, length[1]],
-        0x80..0x100 => vec![0x30, 0x81, length[1]],
-        _ => vec![0x30, 0x82, length[0], length[1]],
+        ..0x80 => vec![tag, length[1]],
+        0x80..0x100 => vec![tag, 0x81, length[1]],
+        _ => vec![tag, 0x82, length[0], length[1]],
     };
     der.extend(content);
     der

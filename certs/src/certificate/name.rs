@@ -123,3 +123,95 @@ fn push_hex(text: &mut String, mark: &str, bytes: &[u8]) {
         let _ = write!(text, "{byte:02X}");
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use x509_parser::prelude::FromDer;
+
+    use super::*;
+    use crate::pki::{sequence, tlv};
+
+    const UTF8: u8 = 12;
+    const PRINTABLE: u8 = 19;
+    const T61: u8 = 20;
+    const BMP: u8 = 30;
+
+    const CN: &[u8] = &[0x55, 4, 3];
+    const C: &[u8] = &[0x55, 4, 6];
+    const L: &[u8] = &[0x55, 4, 7];
+    const ST: &[u8] = &[0x55, 4, 8];
+    const O: &[u8] = &[0x55, 4, 10];
+    const OU: &[u8] = &[0x55, 4, 11];
+
+    /// Parts in the order of the DER, each of attributes: type, tag, value.
+    fn text(parts: &[&[(&[u8], u8, &[u8])]]) -> String {
+        let parts: Vec<u8> = parts
+            .iter()
+            .flat_map(|attributes| {
+                let attributes: Vec<u8> = attributes
+                    .iter()
+                    .flat_map(|(id, tag, value)| sequence(&[tlv(6, id), tlv(*tag, value)].concat()))
+                    .collect();
+                tlv(0x31, &attributes)
+            })
+            .collect();
+        let der = sequence(&parts);
+        let (_, name) = X509Name::from_der(&der).unwrap();
+        rfc2253(&name)
+    }
+
+    #[test]
+    fn example_of_the_reference() {
+        let name = text(&[
+            &[(C, PRINTABLE, b"US")],
+            &[(ST, UTF8, b"CA")],
+            &[(L, UTF8, b"San Francisco")],
+            &[(O, UTF8, b"Acme, Inc.")],
+            &[(OU, UTF8, b"Dev")],
+            &[(OU, UTF8, b"Q\"x\"")],
+            &[(CN, UTF8, b"cl=ient;1")],
+        ]);
+        assert_eq!(name, r#"CN=cl=ient\;1,OU=Q\"x\",OU=Dev,O=Acme\, Inc.,L=San Francisco,ST=CA,C=US"#);
+        assert_eq!(text(&[]), "");
+    }
+
+    #[test]
+    fn escapes() {
+        let common_name = |value: &[u8]| text(&[&[(CN, UTF8, value)]]);
+        assert_eq!(common_name(b"a+b\\c<d>e"), r"CN=a\+b\\c\<d\>e");
+        assert_eq!(common_name(b" a b "), r"CN=\ a b\ ");
+        assert_eq!(common_name(b" "), r"CN=\ ");
+        assert_eq!(common_name(b"#a#b"), r"CN=\#a#b");
+        assert_eq!(common_name("Müller".as_bytes()), r"CN=M\C3\BCller");
+        assert_eq!(common_name("日".as_bytes()), r"CN=\E6\97\A5");
+        assert_eq!(common_name(b"a\nb\x7f"), r"CN=a\0Ab\7F");
+        assert_eq!(common_name(b""), "CN=");
+    }
+
+    #[test]
+    fn kinds_of_text() {
+        assert_eq!(text(&[&[(CN, T61, b"M\xfcller")]]), r"CN=M\C3\BCller");
+        assert_eq!(text(&[&[(CN, BMP, b"\0M\0\xfc")]]), r"CN=M\C3\BC");
+        // An OCTET STRING is none: the hex of its DER.
+        assert_eq!(text(&[&[(CN, 4, b"\x01\xff")]]), "CN=#040201FF");
+        assert_eq!(text(&[&[(CN, UTF8, b"\xff")]]), "CN=#0C01FF");
+        // So are the values of unknown types.
+        assert_eq!(text(&[&[(&[0x2a, 3, 4], UTF8, b"x")]]), "1.2.3.4=#0C0178");
+    }
+
+    #[test]
+    fn types_and_joint_parts() {
+        let domain: &[u8] = &[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 25];
+        let user: &[u8] = &[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 1];
+        let email: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 1];
+        let serial: &[u8] = &[0x55, 4, 5];
+        let name = text(&[
+            &[(domain, 22, b"com")],
+            &[(user, UTF8, b"u")],
+            &[(CN, UTF8, b"a"), (serial, PRINTABLE, b"1")],
+            &[(email, 22, b"x@example.com")],
+        ]);
+        assert_eq!(name, "emailAddress=x@example.com,serialNumber=1+CN=a,UID=u,DC=com");
+    }
+}

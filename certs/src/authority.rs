@@ -235,3 +235,69 @@ fn signers(crl: &CertificateRevocationList<'_>, bundle: &[Certificate]) -> Vec<[
     }
     signers
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::pki::{self, Ca};
+
+    fn secret<'a>(entries: &[(&'a str, &str)]) -> BTreeMap<&'a str, Vec<u8>> {
+        entries.iter().map(|(key, value)| (*key, value.as_bytes().to_vec())).collect()
+    }
+
+    fn subjects(authority: &Authority) -> Vec<&str> {
+        authority.certificates().iter().map(Certificate::subject).collect()
+    }
+
+    #[test]
+    fn families_of_keys() {
+        let (a, b) = (Ca::new("a"), Ca::new("b"));
+        let (a_pem, b_pem) = (a.pem(), b.pem());
+        let read = |entries: &[(&str, &str)]| Authority::from_secret(&secret(entries)).unwrap();
+        assert_eq!(subjects(&read(&[("ca.crt", &a_pem)])), ["CN=a"]);
+        assert_eq!(subjects(&read(&[("ca.crt", &a_pem), ("cacert", &b_pem)])), ["CN=b"]);
+        assert_eq!(subjects(&read(&[("ca.crt", &(a_pem.clone() + &b_pem)), ("cacert", "")])), ["CN=a", "CN=b"]);
+
+        // A CRL counts in its own family only.
+        let crl = a.crl(-1, 1, &[]);
+        assert_eq!(read(&[("ca.crt", &a_pem), ("ca.crl", &crl)]).crls.len(), 1);
+        assert_eq!(read(&[("cacert", &a_pem), ("crl", &(crl.clone() + &b.crl(-1, 1, &[])))]).crls.len(), 2);
+        assert_eq!(read(&[("cacert", &a_pem), ("ca.crl", &crl)]).crls.len(), 0);
+        assert_eq!(read(&[("ca.crt", &a_pem), ("crl", &crl)]).crls.len(), 0);
+        assert_eq!(read(&[("ca.crt", &a_pem), ("ca.crl", "")]).crls.len(), 0);
+    }
+
+    #[test]
+    fn texts_of_istio() {
+        let error = |entries: &[(&str, &str)]| Authority::from_secret(&secret(entries)).unwrap_err().to_string();
+        let missing = "found secret, but didn't have expected keys cacert or ca.crt; found: ";
+        assert_eq!(error(&[("tls.key", ""), ("tls.crt", "")]), format!("{missing}tls.crt, tls.key"));
+        assert_eq!(error(&[("ca.crt", "")]), "found key \"ca.crt\", but it was empty");
+    }
+
+    #[test]
+    fn what_is_no_authority() {
+        let ca = Ca::new("a");
+        let read = |ca: &str, crl: Option<&str>| Authority::from_pem(ca.as_bytes(), crl.map(str::as_bytes)).map(drop);
+        let (part, pem) = (Part::Authority, ca.pem());
+        assert_eq!(read("junk", None), Err(Error::NoBlock(part)));
+        assert_eq!(read(&pem[..100], None), Err(Error::Pem(part)));
+        let junk = pki::pem("CERTIFICATE", b"junk");
+        assert_eq!(read(&(pem.clone() + &junk), None), Err(Error::Certificate { part, number: 2 }));
+        let crl = ca.crl(-1, 1, &[]);
+        assert_eq!(read(&pem, Some("junk")), Err(Error::NoBlock(Part::Crl)));
+        assert_eq!(read(&pem, Some(&crl[..100])), Err(Error::Pem(Part::Crl)));
+        assert_eq!(read(&pem, Some(&(crl + &pki::pem("X509 CRL", b"junk")))), Err(Error::Crl(2)));
+    }
+
+    #[test]
+    fn the_same_certificate_twice_is_one_anchor() {
+        let pem = Ca::new("a").pem();
+        let authority = Authority::from_pem((pem.clone() + &pem).as_bytes(), None).unwrap();
+        assert_eq!(authority.anchors().len(), 1);
+        assert_eq!(authority.subjects().len(), 1);
+    }
+}

@@ -166,3 +166,188 @@ fn demands_staple(leaf: &X509Certificate<'_>) -> bool {
 fn date(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(|_| "a time out of range".into(), |time| time.to_string())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rcgen::{
+        CustomExtension, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, PKCS_ED25519,
+        PKCS_RSA_SHA256, PublicKeyData, RsaKeySize, SignatureAlgorithm as KeyAlgorithm,
+    };
+    use rustls::version::{TLS12, TLS13};
+
+    use super::*;
+    use crate::choice::Choice;
+    use crate::pki::{self, Ca, DAY, Leaf, handshake, lasting, parameters, sequence, tlv};
+
+    fn secret<'a>(entries: &[(&'a str, &str)]) -> BTreeMap<&'a str, Vec<u8>> {
+        entries.iter().map(|(key, value)| (*key, value.as_bytes().to_vec())).collect()
+    }
+
+    fn leaf(name: &str) -> (String, String) {
+        let leaf = Leaf::self_signed(&parameters(name, &[]));
+        (leaf.certificate.pem(), leaf.key.serialize_pem())
+    }
+
+    fn error(entries: &[(&str, &str)]) -> String {
+        Credential::from_secret(&secret(entries)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn generic_keys_go_first() {
+        let ((a, a_key), (b, b_key)) = (leaf("a"), leaf("b"));
+        let subject = |entries: &[(&str, &str)]| {
+            Credential::from_secret(&secret(entries)).map(|credential| credential.leaf().subject().to_owned())
+        };
+        assert_eq!(subject(&[("tls.crt", &a), ("tls.key", &a_key)]).as_deref(), Ok("CN=a"));
+        let both = [("cert", a.as_str()), ("key", &a_key), ("tls.crt", &b), ("tls.key", &b_key)];
+        assert_eq!(subject(&both).as_deref(), Ok("CN=a"));
+        let empty = [("cert", ""), ("key", &a_key), ("tls.crt", &b), ("tls.key", &b_key)];
+        assert_eq!(subject(&empty).as_deref(), Ok("CN=b"), "an empty pair does not count");
+        // The staple belongs to the other family.
+        assert!(subject(&[("cert", &a), ("key", &a_key), ("tls.ocsp-staple", "junk")]).is_ok());
+        assert_eq!(subject(&[("tls.crt", &a), ("tls.key", &a_key), ("tls.ocsp-staple", "junk")]), Err(Error::Staple));
+    }
+
+    #[test]
+    fn texts_of_istio() {
+        let missing = "found secret, but didn't have expected keys (cert and key) or (tls.crt and tls.key); found: ";
+        assert_eq!(error(&[]), missing);
+        assert_eq!(error(&[("b", ""), ("a", "")]), format!("{missing}a, b"));
+        assert_eq!(error(&[("cert", "x"), ("tls.key", "x")]), format!("{missing}cert, tls.key"));
+        assert_eq!(
+            error(&[("a", ""), ("b", ""), ("c", ""), ("d", ""), ("e", "")]),
+            format!("{missing}a, b, c, and 2 more...")
+        );
+        let empty = "found keys \"tls.crt\" and \"tls.key\", but they were empty";
+        assert_eq!(error(&[("tls.crt", ""), ("tls.key", "")]), empty);
+        assert_eq!(error(&[("tls.crt", ""), ("tls.key", "x")]), empty);
+        assert_eq!(error(&[("cert", ""), ("key", "")]), "found keys \"cert\" and \"key\", but they were empty");
+    }
+
+    #[test]
+    fn texts_that_are_no_credential() {
+        let ((a, a_key), (_, b_key)) = (leaf("a"), leaf("b"));
+        let made = |chain: &str, key: &str| Credential::from_pem(chain.as_bytes(), key.as_bytes(), None).map(drop);
+        assert_eq!(made("junk", &a_key), Err(Error::NoBlock(Part::Chain)));
+        assert_eq!(made(&a_key, &a_key), Err(Error::NoBlock(Part::Chain)));
+        assert_eq!(made(&a, "junk"), Err(Error::NoBlock(Part::Key)));
+        assert_eq!(made(&a, &a), Err(Error::NoBlock(Part::Key)));
+        assert_eq!(made(&a, &b_key), Err(Error::Mismatch));
+        assert_eq!(made(&a[..a.len() / 2], &a_key), Err(Error::Pem(Part::Chain)));
+        assert_eq!(made(&a, &a_key[..a_key.len() / 2]), Err(Error::Pem(Part::Key)));
+        let (part, number) = (Part::Chain, 2);
+        assert_eq!(
+            made(&(a.clone() + &pki::pem("CERTIFICATE", b"junk")), &a_key),
+            Err(Error::Certificate { part, number })
+        );
+        assert_eq!(made(&a, &pki::pem("PRIVATE KEY", b"junk")), Err(Error::Key));
+        assert_eq!(made(&a, &pki::pem("ENCRYPTED PRIVATE KEY", b"junk")), Err(Error::EncryptedKey));
+        let legacy = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n\
+                      AAAA\n-----END RSA PRIVATE KEY-----\n";
+        assert_eq!(made(&a, legacy), Err(Error::EncryptedKey));
+        // Texts around the blocks do not matter.
+        assert_eq!(made(&format!("Bag Attributes\n{a}\nend"), &format!("# key\n{a_key}")), Ok(()));
+    }
+
+    /// A public RSA key of 1024 bits.
+    struct Weak(Vec<u8>);
+
+    impl PublicKeyData for Weak {
+        fn der_bytes(&self) -> &[u8] {
+            &self.0
+        }
+
+        fn algorithm(&self) -> &'static KeyAlgorithm {
+            &PKCS_RSA_SHA256
+        }
+    }
+
+    #[test]
+    fn an_rsa_key_of_1024_bits_is_refused() {
+        let modulus = tlv(2, &[&[0][..], &[0xc1; 128]].concat());
+        let weak = Weak(sequence(&[modulus, tlv(2, &[1, 0, 1])].concat()));
+        let chain = parameters("weak", &[]).signed_by(&weak, &Ca::new("ca").issuer).unwrap().pem();
+        let key = pki::pem("RSA PRIVATE KEY", &sequence(b"\x02\x01\x00"));
+        let made = Credential::from_pem(chain.as_bytes(), key.as_bytes(), None).map(drop);
+        assert_eq!(made, Err(Error::WeakKey(1024)));
+    }
+
+    #[test]
+    fn kinds_of_keys() {
+        let ca = Ca::new("ca");
+        let rsa = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+        let curves = [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ECDSA_P521_SHA512, &PKCS_ED25519];
+        let keys = curves.into_iter().map(pki::key).chain([rsa]);
+        for key in keys {
+            let credential = ca.leaf_of(parameters("server", &["a"]), key).credential(&[]);
+            for version in [&TLS12, &TLS13] {
+                let choice = Arc::new(Choice::new(vec![credential.clone()]));
+                let outcome = handshake(pki::client(None), pki::server(choice, version), "a");
+                assert_eq!(outcome.server_certificate.as_deref(), Some(credential.leaf().der()));
+            }
+        }
+    }
+
+    #[test]
+    fn older_forms_of_keys() {
+        let ca = Ca::new("ca");
+        let rsa = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+        for (label, key) in [("EC PRIVATE KEY", pki::ecdsa()), ("RSA PRIVATE KEY", rsa)] {
+            // PKCS#8: version, algorithm, the older form as an OCTET STRING, perhaps attributes.
+            let pkcs8 = key.serialize_der();
+            let info = x509_parser::der_parser::parse_der(&pkcs8).unwrap().1;
+            let older = info.as_sequence().unwrap()[2].as_slice().unwrap().to_vec();
+            let chain = ca.leaf_of(parameters("server", &[]), key).certificate.pem();
+            let mut text = pki::pem(label, &older);
+            if label.starts_with("EC") {
+                // openssl ecparam puts the curve in front.
+                text.insert_str(0, &pki::pem("EC PARAMETERS", &[6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7]));
+            }
+            assert!(Credential::from_pem(chain.as_bytes(), text.as_bytes(), None).is_ok(), "{label}");
+        }
+    }
+
+    #[test]
+    fn warnings_about_time() {
+        let warnings = |start, end, now: SystemTime| {
+            let mut parameters = parameters("a", &[]);
+            lasting(&mut parameters, start, end);
+            Leaf::self_signed(&parameters).credential(&[]).warnings(now).join("; ")
+        };
+        let now = SystemTime::now();
+        assert_eq!(warnings(-1, 15, now), "");
+        assert!(warnings(-1, 14, now).starts_with("certificate \"CN=a\" expires on "));
+        assert!(warnings(-3, -1, now).starts_with("certificate \"CN=a\" has expired on "));
+        assert!(warnings(1, 30, now).starts_with("certificate \"CN=a\" is not valid before "));
+        assert!(warnings(-1, 15, now + 2 * DAY).contains("expires on"));
+        let mut parameters = parameters("a", &[]);
+        parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        parameters.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        let warnings = Leaf::self_signed(&parameters).credential(&[]).warnings(now);
+        assert_eq!(warnings, ["certificate \"CN=a\" has expired on 2021-01-01T00:00:00Z"]);
+    }
+
+    #[test]
+    fn nothing_prints_the_key() {
+        let leaf = Leaf::self_signed(&parameters("a", &[]));
+        let text = format!("{:?}", leaf.credential(&[]));
+        let pkcs8 = leaf.key.serialize_der();
+        let private: Vec<String> = pkcs8[36..44].iter().map(|byte| byte.to_string()).collect();
+        assert!(text.contains("CN=a") && !text.contains(&private.join(", ")), "{text}");
+    }
+
+    #[test]
+    fn a_must_staple_certificate_needs_a_staple() {
+        let mut parameters = parameters("a", &[]);
+        // TLS feature: status_request (5).
+        let features = CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 24], vec![0x30, 3, 2, 1, 5]);
+        parameters.custom_extensions.push(features);
+        let leaf = Ca::new("ca").leaf(parameters);
+        let (chain, key) = (leaf.certificate.pem(), leaf.key.serialize_pem());
+        let made = Credential::from_pem(chain.as_bytes(), key.as_bytes(), None).map(drop);
+        assert_eq!(made, Err(Error::MissingStaple));
+    }
+}

@@ -68,3 +68,127 @@ fn unpadded(serial: &[u8]) -> &[u8] {
     let first = serial.iter().position(|byte| *byte != 0).unwrap_or(serial.len());
     &serial[first..]
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use rcgen::{PublicKeyData, SerialNumber};
+    use rustls::version::{TLS12, TLS13};
+
+    use super::*;
+    use crate::choice::Choice;
+    use crate::credential::Credential;
+    use crate::pki::{self, Ca, Leaf, handshake, parameters, sequence, tlv};
+
+    const GOOD: &[u8] = &[0x80, 0];
+    const SHA1: &[u8] = &[6, 5, 0x2b, 0x0e, 3, 2, 0x1a, 5, 0];
+    const SHA256: &[u8] = &[6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0];
+
+    struct Answer<'a> {
+        ca: &'a Ca,
+        hash: &'a [u8],
+        serial: u8,
+        status: &'a [u8],
+        next_update: &'a str,
+        status_of_all: u8,
+    }
+
+    impl Answer<'_> {
+        /// The response in DER, with a signature that nobody looks at.
+        fn der(&self) -> Vec<u8> {
+            let algorithm = if self.hash == SHA1 { &digest::SHA1_FOR_LEGACY_USE_ONLY } else { &digest::SHA256 };
+            let (_, ca) = x509_parser::parse_x509_certificate(self.ca.certificate.der()).unwrap();
+            let name = digest(algorithm, ca.subject().as_raw());
+            let key = digest(algorithm, self.ca.issuer.key().der_bytes());
+            let id = [sequence(self.hash), tlv(4, name.as_ref()), tlv(4, key.as_ref()), tlv(2, &[self.serial])];
+            let time = |text: &str| tlv(0x18, text.as_bytes());
+            let single = [
+                sequence(&id.concat()),
+                self.status.to_vec(),
+                time("20200101000000Z"),
+                tlv(0xa0, &time(self.next_update)),
+            ];
+            let data = [tlv(0xa2, &tlv(4, &[0; 20])), time("20200101000000Z"), sequence(&sequence(&single.concat()))];
+            let ecdsa = sequence(&[6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2]);
+            let basic = sequence(&[sequence(&data.concat()), ecdsa, tlv(3, &[0, 0])].concat());
+            let kind = tlv(6, &[0x2b, 6, 1, 5, 5, 7, 0x30, 1, 1]);
+            let bytes = tlv(0xa0, &sequence(&[kind, tlv(4, &basic)].concat()));
+            sequence(&[tlv(10, &[self.status_of_all]), bytes].concat())
+        }
+    }
+
+    fn answer(ca: &Ca) -> Answer<'_> {
+        Answer { ca, hash: SHA1, serial: 7, status: GOOD, next_update: "20990101000000Z", status_of_all: 0 }
+    }
+
+    fn leaf(ca: &Ca) -> Leaf {
+        let mut parameters = parameters("a", &["a"]);
+        parameters.serial_number = Some(SerialNumber::from(7));
+        ca.leaf(parameters)
+    }
+
+    fn stapled(leaf: &Leaf, ca: &Ca, staple: &[u8]) -> Result<Arc<Credential>, Error> {
+        let chain = leaf.certificate.pem() + &ca.pem();
+        let key = leaf.key.serialize_pem();
+        Credential::from_pem(chain.as_bytes(), key.as_bytes(), Some(staple)).map(Arc::new)
+    }
+
+    fn staple_at(credential: &Credential, now: SystemTime) -> Option<Vec<u8>> {
+        credential.certified_key(now).ocsp.clone()
+    }
+
+    #[test]
+    fn a_current_staple_is_shown() {
+        let ca = Ca::new("ca");
+        let leaf = leaf(&ca);
+        let revoked = tlv(0xa1, &tlv(0x18, b"20200101000000Z"));
+        for (hash, status) in [(SHA1, GOOD), (SHA256, GOOD), (SHA1, &revoked), (SHA1, &[0x82, 0])] {
+            let staple = Answer { hash, status, ..answer(&ca) }.der();
+            let credential = stapled(&leaf, &ca, &staple).unwrap();
+            assert_eq!(staple_at(&credential, SystemTime::now()), Some(staple));
+            // The handshake goes on with it.
+            for version in [&TLS12, &TLS13] {
+                let choice = Arc::new(Choice::new(vec![credential.clone()]));
+                assert_eq!(handshake(pki::client(None), pki::server(choice, version), "a").alert(), None);
+            }
+        }
+    }
+
+    #[test]
+    fn an_expired_staple_is_not_shown() {
+        let ca = Ca::new("ca");
+        let staple = Answer { next_update: "20300101000000Z", ..answer(&ca) }.der();
+        let credential = stapled(&leaf(&ca), &ca, &staple).unwrap();
+        let end = UNIX_EPOCH + Duration::from_secs(1_893_456_000);
+        assert_eq!(staple_at(&credential, end - Duration::from_secs(1)), Some(staple));
+        assert_eq!(staple_at(&credential, end), None);
+    }
+
+    #[test]
+    fn staples_for_others() {
+        let (ca, other) = (Ca::new("ca"), Ca::new("other"));
+        let same_name = Ca::new("ca");
+        let leaf = leaf(&ca);
+        let refused = |answer: Answer<'_>| stapled(&leaf, &ca, &answer.der()).map(drop);
+        assert_eq!(refused(answer(&ca)), Ok(()));
+        assert_eq!(refused(Answer { serial: 8, ..answer(&ca) }), Err(Error::ForeignStaple));
+        assert_eq!(refused(answer(&other)), Err(Error::ForeignStaple));
+        assert_eq!(refused(answer(&same_name)), Err(Error::ForeignStaple));
+        assert_eq!(refused(Answer { hash: SHA256, ..answer(&same_name) }), Err(Error::ForeignStaple));
+    }
+
+    #[test]
+    fn what_is_no_staple() {
+        let ca = Ca::new("ca");
+        let leaf = leaf(&ca);
+        let good = answer(&ca).der();
+        let try_later = Answer { status_of_all: 3, ..answer(&ca) }.der();
+        for junk in [b"junk".as_slice(), &good[1..], &good[..good.len() - 1], &[&good[..], b"\0"].concat(), &try_later]
+        {
+            assert_eq!(stapled(&leaf, &ca, junk).map(drop), Err(Error::Staple));
+        }
+    }
+}

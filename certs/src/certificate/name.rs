@@ -144,8 +144,11 @@ mod tests {
     const O: &[u8] = &[0x55, 4, 10];
     const OU: &[u8] = &[0x55, 4, 11];
 
-    /// Parts in the order of the DER, each of attributes: type, tag, value.
-    fn text(parts: &[&[(&[u8], u8, &[u8])]]) -> String {
+    /// Type, tag, value.
+    type Attribute<'a> = (&'a [u8], u8, &'a [u8]);
+
+    /// Parts in the order of the DER.
+    fn text(parts: &[&[Attribute<'_>]]) -> String {
         let parts: Vec<u8> = parts
             .iter()
             .flat_map(|attributes| {

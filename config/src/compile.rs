@@ -15,8 +15,11 @@ mod options;
 mod protocol;
 mod report;
 mod routes;
+mod secrets;
 mod security;
+mod servers;
 mod services;
+mod tls;
 mod virtual_services;
 mod visibility;
 mod world;
@@ -53,8 +56,9 @@ pub struct Compiled {
     pub snapshot: Snapshot,
     /// Findings, in order of file and line.
     pub diagnostics: Vec<Diagnostic>,
-    /// Who asks for which certificates and CAs.
-    pub credentials: Vec<CredentialUse>,
+    /// Who asks for which certificates and CAs: Gateways by age, then DestinationRules by name. The same `Arc` as long
+    /// as nothing about it changes.
+    pub credentials: Arc<[CredentialUse]>,
 }
 
 /// What a compile leaves for the next one. Of no use to a compile with other options: it begins anew then.
@@ -64,9 +68,12 @@ pub struct Memo {
     world: world::Memo,
     services: services::Memo,
     destination_rules: destination_rules::Memo,
+    servers: servers::Memo,
     virtual_services: virtual_services::Memo,
     clusters: clusters::Memo,
     listeners: listeners::Memo,
+    secrets: secrets::Memo,
+    credentials: Credentials,
     mesh: Arc<crate::snapshot::mesh::Mesh>,
 }
 
@@ -82,13 +89,17 @@ pub fn compile(input: Input<'_>, options: &Options, memo: &mut Memo) -> Compiled
     let mesh = mesh::compile(&world, options, &mut report);
     let registry = services::gather(&world, options, &mesh, &mut memo.services);
     let rules = destination_rules::gather(&world, options, &mesh, &mut memo.destination_rules);
-    let servers = listeners::select(&world, options, &mut report);
+    let servers = servers::select(&world, options, &mesh.clusters.tls, &mut memo.servers);
+    report.diagnostics.extend_from_slice(&servers.diagnostics);
     let virtual_services = virtual_services::Context { world: &world, options, mesh: &mesh, registry: &registry };
     let routes = virtual_services::compile(&virtual_services, &servers, &mut memo.virtual_services, &mut report);
-    let listeners = listeners::compile(&registry, options, &mesh, &servers, &routes, &mut memo.listeners);
     let destinations =
         clusters::Context { namespace: &options.namespace, mesh: &mesh, registry: &registry, rules: &rules };
     let clusters = clusters::compile(&destinations, &routes, &mut memo.clusters, &mut report);
+    let listeners = listeners::Context { options, destinations: &destinations };
+    let listeners = listeners::compile(&listeners, &servers.list, &routes, &mut memo.listeners, &mut report);
+    let secrets = secrets::gather(&world, &options.namespace, &mut memo.secrets);
+    let credentials = memo.credentials.join(&servers, &clusters.credentials);
     let refusals = security::compile(&world, options, &mesh, input.refused, &mut report);
     notices::compile(&world, options, &mesh, &registry, &rules, &mut report);
     if *memo.mesh != mesh.mesh {
@@ -100,9 +111,26 @@ pub fn compile(input: Input<'_>, options: &Options, memo: &mut Memo) -> Compiled
         (location, diagnostic.severity, diagnostic.path.clone(), diagnostic.message.clone())
     });
     diagnostics.dedup();
-    let secrets = Arc::default();
-    let snapshot = Snapshot { listeners, clusters, secrets, mesh: Arc::clone(&memo.mesh), refusals };
-    Compiled { snapshot, diagnostics, credentials: Vec::new() }
+    let snapshot = Snapshot { listeners, clusters: clusters.by_name, secrets, mesh: Arc::clone(&memo.mesh), refusals };
+    Compiled { snapshot, diagnostics, credentials }
+}
+
+/// The credentials of the compile before, and what they were gathered from.
+#[derive(Debug, Default)]
+struct Credentials {
+    servers: Arc<servers::Servers>,
+    clusters: Arc<[CredentialUse]>,
+    all: Arc<[CredentialUse]>,
+}
+
+impl Credentials {
+    fn join(&mut self, servers: &Arc<servers::Servers>, clusters: &Arc<[CredentialUse]>) -> Arc<[CredentialUse]> {
+        if !Arc::ptr_eq(&self.servers, servers) || !Arc::ptr_eq(&self.clusters, clusters) {
+            let all = servers.credentials.iter().chain(&**clusters).cloned().collect();
+            *self = Self { servers: Arc::clone(servers), clusters: Arc::clone(clusters), all };
+        }
+        Arc::clone(&self.all)
+    }
 }
 
 /// How many items at the beginning, and how many of the rest at the end, two lists have in common.

@@ -15,4 +15,5 @@ pub mod parse;
 pub mod resource;
 pub mod snapshot;
 pub mod source;
+mod tls_lists;
 mod validate;

@@ -40,7 +40,7 @@ pub struct Loaded {
     pub snapshot: Arc<Snapshot>,
     /// Everything there is to say, by file and line.
     pub diagnostics: Arc<[Diagnostic]>,
-    /// Whether the snapshot or the diagnostics differ from the load before. The first load is a change.
+    /// Whether the snapshot, the credentials or the diagnostics differ from the load before. The first load is a change.
     pub changed: bool,
     /// Who asks for which certificates and CAs.
     pub credentials: Arc<[CredentialUse]>,
@@ -102,16 +102,18 @@ impl Loader {
                     _ => Arc::new(compiled.snapshot),
                 };
                 self.last = last;
-                (snapshot, compiled.diagnostics, compiled.credentials.into())
+                (snapshot, compiled.diagnostics, compiled.credentials)
             }
         };
         let mut diagnostics = generation.diagnostics;
         diagnostics.extend_from_slice(&findings);
         diagnostics.sort_by(Diagnostic::order);
         let before = self.last.take();
-        let changed = before
-            .as_ref()
-            .is_none_or(|before| !Arc::ptr_eq(&before.snapshot, &snapshot) || *before.diagnostics != *diagnostics);
+        let changed = before.as_ref().is_none_or(|before| {
+            !Arc::ptr_eq(&before.snapshot, &snapshot)
+                || !Arc::ptr_eq(&before.credentials, &credentials)
+                || *before.diagnostics != *diagnostics
+        });
         let diagnostics = match before {
             Some(before) if !changed => before.diagnostics,
             _ => diagnostics.into(),

@@ -3,6 +3,7 @@
 //! Source: `reference/networking.md` §3.16, §5.2, §5.5, §1.6.
 
 mod policy;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use super::protocol::Protocol;
 use super::report::{Field, Report};
 use super::services::{Registry, Service, ServicePort};
 use super::virtual_services::{ClusterReference, ServerRoutes, VirtualServiceRoutes};
+use crate::credential::{CredentialUse, Wanted};
 use crate::diagnostic::{Code, Diagnostic, Severity};
 use crate::resource::destination_rule::{
     ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, Percentage, RetryBudget, TcpKeepalive, TcpSettings,
@@ -24,6 +26,7 @@ use crate::resource::destination_rule::{
 use crate::snapshot::cluster::{
     self, Cluster, ClusterName, DnsEndpoint, Endpoints, Limits, ServiceIdentity, UpstreamProtocol,
 };
+use crate::snapshot::tls::ServerNameSource;
 
 use policy::Policy;
 
@@ -46,8 +49,17 @@ pub(super) struct Memo {
     /// Whose destinations there are clusters for, in order.
     users: Vec<Arc<VirtualServiceRoutes>>,
     made: AHashMap<ClusterName, Made>,
-    clusters: Arc<AHashMap<ClusterName, Arc<Cluster>>>,
+    clusters: Clusters,
     findings: Vec<Diagnostic>,
+}
+
+/// All clusters, and what is needed to connect to them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Clusters {
+    /// The same `Arc` as long as none of them changes.
+    pub(super) by_name: Arc<AHashMap<ClusterName, Arc<Cluster>>>,
+    /// What DestinationRules in use name, by name of the rule. The same `Arc` as long as nothing about it changes.
+    pub(super) credentials: Arc<[CredentialUse]>,
 }
 
 /// A cluster, and what it was made of.
@@ -75,7 +87,7 @@ pub(super) fn compile(
     servers: &[ServerRoutes<'_>],
     memo: &mut Memo,
     report: &mut Report,
-) -> Arc<AHashMap<ClusterName, Arc<Cluster>>> {
+) -> Clusters {
     let defaults = &context.mesh.clusters;
     if memo.defaults.as_ref() != Some(defaults) {
         *memo = Memo { defaults: Some(defaults.clone()), ..Memo::default() };
@@ -91,16 +103,16 @@ pub(super) fn compile(
     if memo.follow(context, servers) || moved {
         memo.publish();
         memo.findings = memo.find(context);
+        memo.gather_credentials(context);
     }
     report.diagnostics.extend_from_slice(&memo.findings);
-    Arc::clone(&memo.clusters)
+    memo.clusters.clone()
 }
 
 impl Memo {
     /// Takes up destinations that came and lets go of those that went, as the routes say. Whether there were any.
     fn follow(&mut self, context: &Context<'_>, servers: &[ServerRoutes<'_>]) -> bool {
-        let hosts = servers.iter().flat_map(|server| &server.hosts);
-        let mut users: Vec<&Arc<VirtualServiceRoutes>> = hosts.map(|host| host.routes).collect();
+        let mut users: Vec<&Arc<VirtualServiceRoutes>> = servers.iter().flat_map(ServerRoutes::all).collect();
         users.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let (first, last) = common_ends(&self.users, &users, |a, b| Arc::ptr_eq(a, b));
         let gone = first..self.users.len() - last;
@@ -133,12 +145,12 @@ impl Memo {
     /// A new map only if a cluster is another, new or gone.
     fn publish(&mut self) {
         let present = || self.made.iter().filter_map(|(name, made)| Some((name, made.outcome.as_ref().ok()?)));
-        let is_same = present().count() == self.clusters.len()
-            && present()
-                .all(|(name, cluster)| self.clusters.get(name).is_some_and(|known| Arc::ptr_eq(known, cluster)));
+        let known = &self.clusters.by_name;
+        let is_same = present().count() == known.len()
+            && present().all(|(name, cluster)| known.get(name).is_some_and(|known| Arc::ptr_eq(known, cluster)));
         if !is_same {
             let clusters = present().map(|(name, cluster)| (name.clone(), Arc::clone(cluster))).collect();
-            self.clusters = Arc::new(clusters);
+            self.clusters.by_name = Arc::new(clusters);
         }
     }
 
@@ -150,25 +162,81 @@ impl Memo {
         for (name, made) in &self.made {
             rules.extend(&made.rule);
             services.extend(made.service.iter().filter(|service| !service.diagnostics.is_empty()));
-            let is_whole = matches!(&made.outcome, Ok(cluster) if cluster.subset.is_empty());
-            if is_whole {
+            let is_dull = match &made.outcome {
+                Ok(cluster) => cluster.subset.is_empty() && cluster.tls.is_none() && !made.wants_mutual_tls(context),
+                Err(_) => false,
+            };
+            if is_dull {
                 continue;
             }
-            let users = made.users.iter().flat_map(|user| &user.clusters);
-            for reference in users.filter(|reference| reference.name == *name) {
-                match &made.outcome {
-                    Err(missing) => context.report_missing(reference, *missing, &mut report),
-                    Ok(cluster) => report_empty_subset(reference, cluster, &mut report),
+            if made.wants_mutual_tls(context)
+                && let Some(reference) = made.references(name).next()
+            {
+                report_auto_mtls(reference, &mut report);
+            }
+            for user in &made.users {
+                let is_stream = !user.streams.is_empty();
+                for reference in user.clusters.iter().filter(|reference| reference.name == *name) {
+                    match &made.outcome {
+                        Err(missing) => context.report_missing(reference, *missing, is_stream, &mut report),
+                        Ok(cluster) => {
+                            report_empty_subset(reference, cluster, is_stream, &mut report);
+                            report_no_server_name(reference, cluster, is_stream, &mut report);
+                        }
+                    }
                 }
             }
         }
         rules.sort_unstable_by_key(|rule| Arc::as_ptr(rule));
         rules.dedup_by_key(|rule| Arc::as_ptr(rule));
-        rules.into_iter().for_each(|rule| policy::report(rule, &mut report));
+        rules.into_iter().for_each(|rule| policy::report(rule, context.namespace, &mut report));
         services.sort_unstable_by_key(|service| Arc::as_ptr(service));
         services.dedup_by_key(|service| Arc::as_ptr(service));
         report.diagnostics.extend(services.into_iter().flat_map(|service| service.diagnostics.clone()));
         report.diagnostics
+    }
+
+    /// What the rules in use name; a new list only if it says something else.
+    fn gather_credentials(&mut self, context: &Context<'_>) {
+        let mut uses = Vec::new();
+        let with_tls = self.made.values().filter_map(|made| {
+            let cluster = made.outcome.as_ref().ok().filter(|cluster| cluster.tls.is_some())?;
+            Policy::new(made.rule.as_deref(), cluster.port, &cluster.subset)?.tls
+        });
+        with_tls.for_each(|block| tls::credentials(&block, context.namespace, &mut uses));
+        uses.sort_by_cached_key(|used| {
+            // A field names a certificate before it names a CA.
+            (used.resource.name(), used.path.clone(), matches!(used.wanted, Wanted::Ca(_)))
+        });
+        let is_same = |a: &CredentialUse, b: &CredentialUse| {
+            Arc::ptr_eq(&a.resource, &b.resource) && a.path == b.path && a.wanted == b.wanted
+        };
+        uses.dedup_by(|a, b| is_same(a, b));
+        let known = &self.clusters.credentials;
+        if known.len() != uses.len() || !known.iter().zip(&uses).all(|(known, used)| is_same(known, used)) {
+            self.clusters.credentials = uses.into();
+        }
+    }
+}
+
+impl Made {
+    /// The mentions of the cluster, which is called `name`.
+    fn references(&self, name: &ClusterName) -> impl Iterator<Item = &ClusterReference> {
+        let references = self.users.iter().flat_map(|user| &user.clusters);
+        references.filter(move |reference| reference.name == *name)
+    }
+
+    /// Whether Istio would speak mutual TLS to some of the endpoints, without any rule that says so.
+    fn wants_mutual_tls(&self, context: &Context<'_>) -> bool {
+        let Ok(cluster) = &self.outcome else { return false };
+        let is_up_to_us = || {
+            let policy = Policy::new(self.rule.as_deref(), cluster.port, &cluster.subset);
+            policy.is_some_and(|policy| policy.tls.is_none())
+        };
+        context.mesh.clusters.auto_mtls
+            && cluster.tls.is_none()
+            && self.service.as_ref().is_some_and(|service| service.speaks_mutual_tls)
+            && is_up_to_us()
     }
 }
 
@@ -181,13 +249,17 @@ impl Context<'_> {
 
     /// Makes a cluster again if what it is made of is something else.
     fn renew(&self, name: &ClusterName, made: &mut Made) {
-        let references = made.users.iter().flat_map(|user| &user.clusters);
-        let Some(reference) = references.into_iter().find(|reference| reference.name == *name) else { return };
+        let Some(reference) = made.references(name).next() else { return };
         let (service, rule) = self.look_up(&reference.host);
         if is_same(made.service.as_ref(), service.as_ref()) && is_same(made.rule.as_ref(), rule.as_ref()) {
             return;
         }
-        let outcome = self.cluster(reference, service.as_deref(), rule.as_deref());
+        let mut outcome = self.cluster(reference, service.as_deref(), rule.as_deref());
+        if let (Ok(known), Ok(cluster)) = (&made.outcome, &mut outcome)
+            && known.tls == cluster.tls
+        {
+            cluster.tls.clone_from(&known.tls);
+        }
         let is_equal = match (&made.outcome, &outcome) {
             (Ok(known), Ok(cluster)) => **known == *cluster,
             _ => false,
@@ -205,6 +277,11 @@ impl Context<'_> {
         (service, rule)
     }
 
+    /// The DestinationRule for a destination host.
+    pub(super) fn rule(&self, host: &str) -> Option<Arc<Rule>> {
+        self.look_up(host).1
+    }
+
     fn cluster(
         &self,
         reference: &ClusterReference,
@@ -212,13 +289,10 @@ impl Context<'_> {
         rule: Option<&Rule>,
     ) -> Result<Cluster, Missing> {
         let ClusterReference { name, host, port, subset, external_name, .. } = reference;
-        let policy = match subset.as_str() {
-            "" => Policy::of_service(rule, *port),
-            subset => Policy::of_subset(rule, *port, subset).ok_or(match service {
-                None => Missing::Host,
-                Some(_) => Missing::Subset,
-            })?,
-        };
+        let policy = Policy::new(rule, *port, subset).ok_or(match service {
+            None => Missing::Host,
+            Some(_) => Missing::Subset,
+        })?;
         let labels = policy.labels.cloned().unwrap_or_default();
         let (identity, port_protocol, endpoints) = match service {
             Some(service) => {
@@ -251,11 +325,15 @@ impl Context<'_> {
             protocol,
             connect_timeout: connect_timeout(pool, defaults),
             limits: limits(pool, policy.retry_budget, defaults),
-            tls: policy.tls(),
+            tls: policy
+                .tls
+                .and_then(|block| tls::client(block.settings, reference, service, defaults, self.namespace))
+                .map(Arc::new),
         })
     }
 
-    fn report_missing(&self, reference: &ClusterReference, missing: Missing, report: &mut Report) {
+    fn report_missing(&self, reference: &ClusterReference, missing: Missing, is_stream: bool, report: &mut Report) {
+        let loss = if is_stream { "connections are reset, NC" } else { "requests answer 503, NC" };
         let ClusterReference { host, port, subset, resource, path, .. } = reference;
         let spec = Field::spec(resource);
         let field = spec.name(path);
@@ -271,14 +349,14 @@ impl Context<'_> {
                     Some((_, known)) => format!("did you mean `{known}`? Otherwise add a ServiceEntry for it"),
                     None => "add a Service or a ServiceEntry for this host".to_owned(),
                 };
-                ("host", format!("host not found: \"{host}\" (requests answer 503, NC)"), help)
+                ("host", format!("host not found: \"{host}\" ({loss})"), help)
             }
             Missing::Port => {
                 let ports = self.registry.lookup(host, self.namespace).map(|service| {
                     let numbers: Vec<_> = service.ports.iter().map(|port| port.number.to_string()).collect();
                     format!("it has: {}", numbers.join(", "))
                 });
-                ("port", format!("{host} has no port {port} (requests answer 503, NC)"), ports.unwrap_or_default())
+                ("port", format!("{host} has no port {port} ({loss})"), ports.unwrap_or_default())
             }
             Missing::Subset => {
                 let namespace =
@@ -289,11 +367,11 @@ impl Context<'_> {
                     [] => "no DestinationRule that applies has subsets for this host".to_owned(),
                     known => format!("the DestinationRule has: {}", known.join(", ")),
                 };
-                ("subset", format!("subset not found: \"{subset}\" of {host} (requests answer 503, NC)"), help)
+                ("subset", format!("subset not found: \"{subset}\" of {host} ({loss})"), help)
             }
             Missing::Endpoints => (
                 "host",
-                format!("{host} can't have endpoints (requests answer 503, NC)"),
+                format!("{host} can't have endpoints ({loss})"),
                 "a DNS ServiceEntry needs endpoints, or a host that is no wildcard".to_owned(),
             ),
         };
@@ -303,18 +381,42 @@ impl Context<'_> {
 }
 
 /// Names a subset that no endpoint has the labels of (IST0173).
-fn report_empty_subset(reference: &ClusterReference, cluster: &Cluster, report: &mut Report) {
+fn report_empty_subset(reference: &ClusterReference, cluster: &Cluster, is_stream: bool, report: &mut Report) {
     let ClusterReference { host, subset, resource, path, .. } = reference;
     if subset.is_empty() || !matches!(&cluster.endpoints, Endpoints::Static(endpoints) if endpoints.is_empty()) {
         return;
     }
     let spec = Field::spec(resource);
     let field = spec.name(path);
-    let message =
-        format!("no known endpoint of {host} has the labels of subset \"{subset}\" (requests answer 503, UH)");
+    let loss = if is_stream { "connections are reset, UH" } else { "requests answer 503, UH" };
+    let message = format!("no known endpoint of {host} has the labels of subset \"{subset}\" ({loss})");
     let help = "labels come from WorkloadEntries, ServiceEntries and EndpointSlices; Pods are not read".to_owned();
     let code = Code::DestinationRuleSubsetNotSelectPods;
     report.add(Severity::Warning, code, field.name("subset"), message, Some(help));
+}
+
+/// Says that the server name of raw TCP can't be taken from a request.
+fn report_no_server_name(reference: &ClusterReference, cluster: &Cluster, is_stream: bool, report: &mut Report) {
+    let ClusterReference { host, resource, path, .. } = reference;
+    let Some(tls) = cluster.tls.as_ref().filter(|_| is_stream) else { return };
+    if tls.server_name != ServerNameSource::Request {
+        return;
+    }
+    let spec = Field::spec(resource);
+    let field = spec.name(path);
+    let message = format!("TLS to {host} is begun without SNI, and its name is not checked: raw TCP names no host");
+    let help = "set `sni` and `subjectAltNames` in the DestinationRule".to_owned();
+    report.add(Severity::Warning, Code::SchemaWarning, field.name("host"), message, Some(help));
+}
+
+/// Says that this gateway does not begin mutual TLS by itself.
+fn report_auto_mtls(reference: &ClusterReference, report: &mut Report) {
+    let ClusterReference { host, resource, path, .. } = reference;
+    let spec = Field::spec(resource);
+    let field = spec.name(path);
+    let message = format!("endpoints of {host} speak Istio's mutual TLS, which is not begun by itself: plaintext");
+    let help = "add a DestinationRule for the host with `tls: {mode: ISTIO_MUTUAL}`".to_owned();
+    report.add(Severity::Warning, Code::Unsupported, field.name("host"), message, Some(help));
 }
 
 fn is_same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {

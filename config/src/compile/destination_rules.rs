@@ -54,12 +54,25 @@ impl Rule {
 
     /// The oldest policy that is set; policies are not mixed.
     pub(super) fn traffic_policy(&self) -> Option<&TrafficPolicy> {
-        self.specs().find_map(|(_, spec)| spec.traffic_policy.as_ref())
+        self.traffic_policy_part().map(|(_, policy)| policy)
+    }
+
+    /// The same, with the resource that sets it.
+    pub(super) fn traffic_policy_part(&self) -> Option<(&Arc<Resource>, &TrafficPolicy)> {
+        self.specs().find_map(|(resource, spec)| Some((resource, spec.traffic_policy.as_ref()?)))
     }
 
     /// The subset of that name, from the oldest rule that has it.
-    pub(super) fn subset(&self, name: &str) -> Option<&Subset> {
-        self.specs().flat_map(|(_, spec)| &spec.subsets).find(|subset| subset.name == name)
+    fn subset(&self, name: &str) -> Option<&Subset> {
+        self.subset_part(name).map(|(_, _, subset)| subset)
+    }
+
+    /// The same, with the resource that has it and its number there.
+    pub(super) fn subset_part(&self, name: &str) -> Option<(&Arc<Resource>, usize, &Subset)> {
+        self.specs().find_map(|(resource, spec)| {
+            let index = spec.subsets.iter().position(|subset| subset.name == name)?;
+            Some((resource, index, &spec.subsets[index]))
+        })
     }
 
     /// Names of all subsets, in order.

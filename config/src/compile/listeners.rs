@@ -1,225 +1,31 @@
-//! Servers of Gateways become listeners with their route tables.
+//! Servers become listeners: a filter chain for each way in which a connection may go on.
 //!
-//! Source: `reference/networking.md` §2.1-2.3, §2.5, §2.8, §3.2, §3.3.
+//! Source: `reference/networking.md` §2.3-2.5, §2.8, §3.2, §3.18-3.20.
 
+mod chains;
 mod tables;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 
-use super::MeshSettings;
+use super::clusters;
 use super::options::Options;
-use super::protocol::Protocol;
 use super::report::{Field, Report};
-use super::services::Registry;
-use super::virtual_services::{ServerRoutes, split_host};
-use super::world::{Object, World};
-use crate::diagnostic::Code;
-use crate::resource::gateway::{Gateway, Port, Server as ServerSpec};
-use crate::snapshot::listener::{Bind, FilterChain, Handler, HttpChain, HttpSettings, Listener, Transport};
+use super::servers::{Server, ServerKind, Terminated};
+use super::virtual_services::ServerRoutes;
+use crate::diagnostic::{Code, Severity};
+use crate::snapshot::ResourceName;
+use crate::snapshot::listener::{Bind, FilterChain, HttpSettings, Listener};
 
+use chains::{Draft, DraftHandler, DraftTransport, Known};
 use tables::Tables;
 
-/// A server in force, which is a plaintext HTTP server.
-pub(super) struct Server<'a> {
-    pub(super) gateway: Object<'a, Gateway>,
-    /// `namespace/name`.
-    pub(super) gateway_name: Arc<str>,
-    /// In `spec.servers`.
-    pub(super) index: usize,
-    pub(super) bind: Bind,
-    /// As the Gateway says.
-    pub(super) port: u16,
-    pub(super) hosts: Vec<Host>,
-    /// Plain requests are sent to https.
-    pub(super) https_redirect: bool,
-}
-
-/// A host of a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Host {
-    /// Only VirtualServices of this namespace may bind.
-    pub(super) namespace: Option<String>,
-    pub(super) name: String,
-}
-
-/// What the first server of a port makes of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PortState {
-    Http,
-    Tcp,
-    Tls,
-}
-
-/// The servers of the Gateways that select this gateway, oldest first, without those that conflict with older ones.
-pub(super) fn select<'a>(world: &World<'a>, options: &Options, report: &mut Report) -> Vec<Server<'a>> {
-    let mut selection = Selection::default();
-    for &gateway in &world.gateways {
-        let Gateway { servers, selector } = gateway.spec;
-        let in_scope = !options.features.scope_gateway_to_namespace || *gateway.namespace() == options.namespace;
-        if !in_scope || !options.is_selected_by(selector) {
-            continue;
-        }
-        let name: Arc<str> = format!("{}/{}", gateway.namespace(), gateway.resource.meta.name).into();
-        for (index, server) in servers.iter().enumerate() {
-            selection.add(gateway, &name, index, server, report);
-        }
-    }
-    selection.servers
-}
-
-#[derive(Default)]
-struct Selection<'a> {
-    servers: Vec<Server<'a>>,
-    ports: AHashMap<(Bind, u16), PortState>,
-    /// Hosts of servers with a `tls` block, as written: none of them may be repeated on the port.
-    tls_hosts: AHashSet<(Bind, u16, String)>,
-}
-
-impl<'a> Selection<'a> {
-    fn add(
-        &mut self,
-        gateway: Object<'a, Gateway>,
-        name: &Arc<str>,
-        index: usize,
-        server: &ServerSpec,
-        report: &mut Report,
-    ) {
-        let ServerSpec {
-            port,
-            bind,
-            hosts,
-            tls,
-            default_endpoint,
-            // Names statistics of HTTPS servers.
-            name: _,
-        } = server;
-        let spec = Field::spec(gateway.resource);
-        let list = spec.name("servers");
-        let field = list.index(index);
-        let port_field = field.name("port");
-        if !default_endpoint.is_empty() {
-            report.warning(Code::Ignored, field.name("defaultEndpoint"), "has no effect, in Istio neither");
-        }
-        let Some(Port { number, protocol: protocol_name, name: _, target_port: _ }) = port else {
-            report.error(Code::SchemaValidationError, port_field, "a server needs a port");
-            return;
-        };
-        let Some(bind) = parse_bind(bind) else {
-            report.error(
-                Code::SchemaValidationError,
-                field.name("bind"),
-                "not an IP address, unix:///path or unix://@name",
-            );
-            return;
-        };
-        let is_unix = matches!(bind, Bind::UnixPath(_) | Bind::UnixAbstract(_));
-        let Some(port) = u16::try_from(*number).ok().filter(|&port| (port == 0) == is_unix) else {
-            report.error(Code::SchemaValidationError, port_field.name("number"), "not a port from 1 to 65535");
-            return;
-        };
-        let hosts = clean_hosts(hosts, gateway.namespace());
-        let key = (bind.clone(), port);
-        if tls.is_some() {
-            let taken = |host: &&String| self.tls_hosts.contains(&(bind.clone(), port, (*host).clone()));
-            if let Some(host) = hosts.iter().find(taken) {
-                let message = format!(
-                    "an older server on port {port} has the host \"{host}\" too: this server is left out as a whole"
-                );
-                report.warning(Code::Conflict, field.name("hosts"), message);
-                return;
-            }
-        }
-        let protocol = Protocol::parse(protocol_name);
-        let kind = match (protocol, tls) {
-            (protocol, _) if protocol.is_http() => PortState::Http,
-            (_, Some(_)) | (Protocol::Tls, None) => PortState::Tls,
-            (_, None) => PortState::Tcp,
-        };
-        let state = *self.ports.entry(key).or_insert(kind);
-        if state != kind {
-            let message = format!("an older server makes port {port} something else: this one is left out");
-            report.warning(Code::Conflict, port_field.name("protocol"), message);
-            return;
-        }
-        if tls.is_some() {
-            self.tls_hosts.extend(hosts.iter().map(|host| (bind.clone(), port, host.clone())));
-        }
-        match kind {
-            PortState::Http => {}
-            PortState::Tls => {
-                let field = if tls.is_some() { field.name("tls") } else { port_field.name("protocol") };
-                report.error(Code::Unsupported, field, "TLS servers are not supported yet: nothing listens here");
-                return;
-            }
-            PortState::Tcp => {
-                let message = "TCP servers are not supported yet: nothing listens here";
-                report.error(Code::Unsupported, port_field.name("protocol"), message);
-                return;
-            }
-        }
-        self.servers.push(Server {
-            gateway,
-            gateway_name: Arc::clone(name),
-            index,
-            bind,
-            port,
-            hosts: hosts.iter().map(|host| Host::parse(host)).collect(),
-            https_redirect: tls.as_ref().is_some_and(|tls| tls.https_redirect),
-        });
-    }
-}
-
-fn parse_bind(bind: &str) -> Option<Bind> {
-    if bind.is_empty() {
-        return Some(Bind::Default);
-    }
-    match bind.strip_prefix("unix://") {
-        None => bind.parse().ok().map(Bind::Ip),
-        Some("") => None,
-        Some(path) => Some(match path.strip_prefix('@') {
-            Some(name) => Bind::UnixAbstract(name.to_owned()),
-            None => Bind::UnixPath(path.into()),
-        }),
-    }
-}
-
-/// Hosts with `./` resolved. `*/*` makes all others superfluous.
-fn clean_hosts(hosts: &[String], namespace: &str) -> Vec<String> {
-    if hosts.iter().any(|host| host == "*/*") {
-        return vec!["*".to_owned()];
-    }
-    let resolve = |host: &String| match host.strip_prefix("./") {
-        Some(name) => format!("{namespace}/{name}"),
-        None => host.clone(),
-    };
-    hosts.iter().map(resolve).collect()
-}
-
-impl Server<'_> {
-    /// Domains of virtual hosts that are there for the redirect alone.
-    fn redirect_domains(&self) -> Vec<Arc<str>> {
-        match self.https_redirect {
-            true => self.hosts.iter().filter_map(Host::redirect_domain).collect(),
-            false => Vec::new(),
-        }
-    }
-}
-
-impl Host {
-    fn parse(host: &str) -> Self {
-        let (namespace, name) = split_host(host);
-        let namespace = Some(namespace).filter(|namespace| !matches!(*namespace, "" | "*"));
-        Self { namespace: namespace.map(str::to_owned), name: name.to_owned() }
-    }
-
-    /// The domain of a virtual host that only redirects: there must be no namespace before it, as in Istio, which uses
-    /// the text as it stands.
-    fn redirect_domain(&self) -> Option<Arc<str>> {
-        self.namespace.is_none().then(|| self.name.to_ascii_lowercase().into())
-    }
+/// What listeners are made with.
+pub(super) struct Context<'a> {
+    pub(super) options: &'a Options,
+    pub(super) destinations: &'a clusters::Context<'a>,
 }
 
 /// The listeners of the compile before.
@@ -227,68 +33,262 @@ impl Host {
 pub(super) struct Memo {
     settings: Arc<HttpSettings>,
     tables: Tables,
-    listeners: Vec<Arc<Listener>>,
+    listeners: AHashMap<(Bind, u16), Arc<Listener>>,
 }
 
 /// Makes the listeners of `servers`, whose routes are `routes`, in order of bind address and port.
 pub(super) fn compile(
-    registry: &Registry,
-    options: &Options,
-    mesh: &MeshSettings,
-    servers: &[Server<'_>],
+    context: &Context<'_>,
+    servers: &[Arc<Server>],
     routes: &[ServerRoutes<'_>],
     memo: &mut Memo,
+    report: &mut Report,
 ) -> Vec<Arc<Listener>> {
+    let mesh = context.destinations.mesh;
     if *memo.settings != mesh.http {
         memo.settings = Arc::new(mesh.http.clone());
     }
-    let mut groups: BTreeMap<(Bind, u16), Vec<(&Server<'_>, &ServerRoutes<'_>)>> = BTreeMap::new();
+    let mut groups: BTreeMap<(Bind, u16), Vec<(&Server, &ServerRoutes<'_>)>> = BTreeMap::new();
     for (server, routes) in servers.iter().zip(routes) {
         groups.entry((server.bind.clone(), server.port)).or_default().push((server, routes));
     }
     let mut listeners = Vec::with_capacity(groups.len());
-    for ((bind, port), servers) in groups {
-        let routes = memo.tables.table(table_name(&bind, port), port, &servers);
-        let mut gateways = Vec::new();
-        for (server, _) in &servers {
-            let gateway = server.gateway.resource.name();
+    let mut made = AHashMap::with_capacity(groups.len());
+    for (key, servers) in groups {
+        let known = memo.listeners.remove(&key);
+        let (bind, port) = key;
+        let mut port_chains = PortChains {
+            context,
+            bind: &bind,
+            port,
+            tables: &mut memo.tables,
+            settings: &memo.settings,
+            known: Known::new(known.as_ref().map(|known| known.filter_chains.as_slice()).unwrap_or_default()),
+            claims: AHashMap::new(),
+            chains: Vec::new(),
+            report,
+        };
+        port_chains.add(&servers);
+        let filter_chains = port_chains.chains;
+        if filter_chains.is_empty() {
+            continue;
+        }
+        let mapped = context.options.port_map.get(&port).copied();
+        let target_port = mapped.or_else(|| context.destinations.registry.target_port(port)).unwrap_or(port);
+        let listener =
+            Listener { bind: bind.clone(), port, target_port, proxy_protocol: mesh.proxy_protocol, filter_chains };
+        let listener = match known {
+            Some(known) if is_same(&known, &listener) => known,
+            _ => Arc::new(listener),
+        };
+        made.insert((bind, port), Arc::clone(&listener));
+        listeners.push(listener);
+    }
+    memo.tables.forget_unused();
+    memo.listeners = made;
+    listeners
+}
+
+fn is_same(known: &Listener, listener: &Listener) -> bool {
+    let Listener { bind, port, target_port, proxy_protocol, filter_chains } = known;
+    *bind == listener.bind
+        && *port == listener.port
+        && *target_port == listener.target_port
+        && *proxy_protocol == listener.proxy_protocol
+        && filter_chains.len() == listener.filter_chains.len()
+        && filter_chains.iter().zip(&listener.filter_chains).all(|(known, chain)| Arc::ptr_eq(known, chain))
+}
+
+/// The chains of a port in the making.
+struct PortChains<'a, 'r> {
+    context: &'a Context<'a>,
+    bind: &'a Bind,
+    port: u16,
+    tables: &'a mut Tables,
+    settings: &'a Arc<HttpSettings>,
+    /// Of the compile before.
+    known: Known<'a>,
+    /// Server names that chains have, with the chain's owner; the empty name stands for all that no other has.
+    claims: AHashMap<Arc<str>, Owner<'a>>,
+    chains: Vec<Arc<FilterChain>>,
+    report: &'r mut Report,
+}
+
+/// Whose chain a server name leads to.
+#[derive(Clone)]
+enum Owner<'a> {
+    Server(&'a Server),
+    Route(ResourceName),
+}
+
+impl Owner<'_> {
+    fn describe(&self) -> String {
+        match self {
+            Self::Server(server) => server.describe(),
+            Self::Route(resource) => resource.to_string(),
+        }
+    }
+}
+
+impl<'a> PortChains<'a, '_> {
+    /// Adds the chains of all servers of the port. Those of plaintext HTTP share one.
+    fn add(&mut self, servers: &[(&'a Server, &'a ServerRoutes<'_>)]) {
+        if servers.iter().any(|(server, _)| matches!(server.kind, ServerKind::Http { .. })) {
+            self.add_plaintext_http(servers);
+            return;
+        }
+        for &(server, routes) in servers {
+            match &server.kind {
+                ServerKind::Http { .. } => {}
+                ServerKind::Https(terminated) => self.add_https(server, terminated, routes),
+                ServerKind::Tls(terminated) => self.add_tcp(server, Some(terminated), routes),
+                ServerKind::Tcp => self.add_tcp(server, None, routes),
+                ServerKind::Passthrough => self.add_passthrough(server, routes),
+            }
+        }
+    }
+
+    fn add_plaintext_http(&mut self, servers: &[(&Server, &ServerRoutes<'_>)]) {
+        let name: Arc<str> = table_name(self.bind, self.port).into();
+        let routes = self.tables.table(&name, self.port, servers);
+        let mut gateways: Vec<ResourceName> = Vec::new();
+        for (server, _) in servers {
+            let gateway = server.gateway.name();
             if !gateways.contains(&gateway) {
                 gateways.push(gateway);
             }
         }
-        let mapped = options.port_map.get(&port).copied();
-        let target = mapped.or_else(|| registry.target_port(port));
-        let chain = FilterChain {
-            name: routes.name.as_str().into(),
+        self.push(Draft {
+            name: &name,
             gateways,
-            server_names: Vec::new(),
-            transport: Transport::Plaintext,
-            handler: Handler::Http(Arc::new(HttpChain { routes, settings: Arc::clone(&memo.settings) })),
-        };
-        listeners.push(reuse(&memo.listeners, bind, port, target.unwrap_or(port), chain));
+            server_names: &[],
+            transport: DraftTransport::Plaintext,
+            handler: DraftHandler::Http { routes, settings: self.settings },
+        });
     }
-    memo.tables.forget_unused();
-    memo.listeners.clone_from(&listeners);
-    listeners
-}
 
-/// The listener of before, if nothing about it changed.
-fn reuse(before: &[Arc<Listener>], bind: Bind, port: u16, target_port: u16, chain: FilterChain) -> Arc<Listener> {
-    let known = before.iter().find(|known| {
-        let [known_chain] = known.filter_chains.as_slice() else { return false };
-        let (Some(known_http), Some(http)) = (known_chain.http(), chain.http()) else { return false };
-        known.bind == bind
-            && known.port == port
-            && known.target_port == target_port
-            && known_chain.gateways == chain.gateways
-            && Arc::ptr_eq(&known_http.routes, &http.routes)
-            && Arc::ptr_eq(&known_http.settings, &http.settings)
-    });
-    match known {
-        Some(known) => Arc::clone(known),
-        None => {
-            Arc::new(Listener { bind, port, target_port, proxy_protocol: false, filter_chains: vec![Arc::new(chain)] })
+    fn add_https(&mut self, server: &'a Server, terminated: &Terminated, routes: &ServerRoutes<'_>) {
+        if !self.claim_for_server(server, &terminated.server_names) {
+            return;
         }
+        let routes = self.tables.table(&server.chain_name, self.port, &[(server, routes)]);
+        self.push(Draft {
+            name: &server.chain_name,
+            gateways: vec![server.gateway.name()],
+            server_names: &terminated.server_names,
+            transport: DraftTransport::Terminate(&terminated.tls),
+            handler: DraftHandler::Http { routes, settings: self.settings },
+        });
+    }
+
+    /// Bytes, inside of TLS that ends here or by themselves.
+    fn add_tcp(&mut self, server: &'a Server, terminated: Option<&Terminated>, routes: &ServerRoutes<'_>) {
+        let Some(route) = routes.streams.iter().find_map(|routes| routes.streams.first()) else {
+            let loss = match terminated {
+                Some(_) => "its connections are reset".to_owned(),
+                None => format!("nothing listens on port {}, and no other server can have it", self.port),
+            };
+            self.report_unrouted(server, "tcp", &loss);
+            return;
+        };
+        let (server_names, transport): (&[Arc<str>], _) = match terminated {
+            Some(Terminated { tls, server_names }) => (server_names, DraftTransport::Terminate(tls)),
+            None => (&[], DraftTransport::Plaintext),
+        };
+        if !self.claim_for_server(server, server_names) {
+            return;
+        }
+        let chain = chains::tcp_chain(route, self.context);
+        self.push(Draft {
+            name: &server.chain_name,
+            gateways: vec![server.gateway.name()],
+            server_names,
+            transport,
+            handler: DraftHandler::Tcp(chain),
+        });
+    }
+
+    /// A chain for each match entry of the routes.
+    fn add_passthrough(&mut self, server: &'a Server, routes: &ServerRoutes<'_>) {
+        let mut streams = routes.streams.iter().flat_map(|routes| &routes.streams).peekable();
+        if streams.peek().is_none() {
+            self.report_unrouted(server, "tls", "its connections are reset");
+        }
+        for route in streams {
+            let owner = Owner::Route(route.resource.name());
+            if let Some((name, owner)) = self.claim(&route.server_names, owner) {
+                let spec = Field::spec(&route.resource);
+                let entry = spec.name(&route.path);
+                let message = format!(
+                    "{} has {name} on port {}: this match entry is left out as a whole",
+                    owner.describe(),
+                    self.port
+                );
+                self.report.warning(Code::Conflict, entry.name("sniHosts"), message);
+                continue;
+            }
+            // The first server name tells the chain from all others of the listener.
+            let first = route.server_names.first().map_or("*", |name| &**name);
+            let meta = &route.resource.meta;
+            let name = format!("{}/{}/{}/{first}", server.chain_name, meta.namespace, meta.name).into();
+            let chain = chains::tcp_chain(route, self.context);
+            self.push(Draft {
+                name: &name,
+                gateways: vec![server.gateway.name()],
+                server_names: &route.server_names,
+                transport: DraftTransport::Passthrough,
+                handler: DraftHandler::Tcp(chain),
+            });
+        }
+    }
+
+    /// Whether none of the names belongs to an older chain.
+    fn claim_for_server(&mut self, server: &'a Server, names: &[Arc<str>]) -> bool {
+        let Some((name, owner)) = self.claim(names, Owner::Server(server)) else { return true };
+        let message =
+            format!("{} has {name} on port {}: this server is left out as a whole", owner.describe(), self.port);
+        let spec = Field::spec(&server.gateway);
+        let list = spec.name("servers");
+        let field = list.index(server.index);
+        self.report.warning(Code::Conflict, field.name("hosts"), message);
+        false
+    }
+
+    /// Claims all of `names` for `owner`, or none: then says which is taken, and by whom.
+    fn claim(&mut self, names: &[Arc<str>], owner: Owner<'a>) -> Option<(String, Owner<'a>)> {
+        let all: Arc<str>;
+        let names = match names {
+            [] => {
+                all = "".into();
+                std::slice::from_ref(&all)
+            }
+            names => names,
+        };
+        for name in names {
+            if let Some(taken) = self.claims.get(name) {
+                let name = match &**name {
+                    "" => "what no other name stands for".to_owned(),
+                    name => format!("the server name \"{name}\""),
+                };
+                return Some((name, taken.clone()));
+            }
+        }
+        self.claims.extend(names.iter().map(|name| (Arc::clone(name), owner.clone())));
+        None
+    }
+
+    fn report_unrouted(&mut self, server: &Server, list: &str, loss: &str) {
+        let spec = Field::spec(&server.gateway);
+        let servers = spec.name("servers");
+        let message = format!("no VirtualService has a `{list}` rule for this server: {loss}");
+        let help = format!("add a VirtualService with one of these hosts, this Gateway and a `{list}` rule");
+        let field = servers.index(server.index);
+        self.report.add(Severity::Warning, Code::SchemaWarning, field.name("hosts"), message, Some(help));
+    }
+
+    fn push(&mut self, draft: Draft<'_>) {
+        let chain = self.known.same_or_new(self.chains.len(), draft);
+        self.chains.push(chain);
     }
 }
 
@@ -305,37 +305,6 @@ fn table_name(bind: &Bind, port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn binds() {
-        assert_eq!(parse_bind(""), Some(Bind::Default));
-        assert_eq!(parse_bind("127.0.0.1"), "127.0.0.1".parse().ok().map(Bind::Ip));
-        assert_eq!(parse_bind("::1"), "::1".parse().ok().map(Bind::Ip));
-        assert_eq!(parse_bind("unix:///run/x"), Some(Bind::UnixPath("/run/x".into())));
-        assert_eq!(parse_bind("unix://@x"), Some(Bind::UnixAbstract("x".to_owned())));
-        assert_eq!(parse_bind("unix://"), None);
-        assert_eq!(parse_bind("localhost"), None);
-    }
-
-    #[test]
-    fn hosts_of_servers() {
-        let clean = |hosts: &[&str]| {
-            let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
-            clean_hosts(&hosts, "gw")
-        };
-        assert_eq!(clean(&["a.com", "*/*", "b.com"]), ["*"]);
-        assert_eq!(clean(&["./a.com", "ns/b.com", "*/c.com"]), ["gw/a.com", "ns/b.com", "*/c.com"]);
-        for (host, namespace, name, redirect) in [
-            ("a.com", None, "a.com", Some("a.com")),
-            ("A.com", None, "A.com", Some("a.com")),
-            ("*/a.com", None, "a.com", Some("a.com")),
-            ("ns/*.a.com", Some("ns"), "*.a.com", None),
-        ] {
-            let parsed = Host::parse(host);
-            assert_eq!(parsed, Host { namespace: namespace.map(str::to_owned), name: name.to_owned() }, "{host}");
-            assert_eq!(parsed.redirect_domain().as_deref(), redirect, "{host}");
-        }
-    }
 
     #[test]
     fn table_names() {

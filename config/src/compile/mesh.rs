@@ -11,11 +11,12 @@ use std::time::Duration;
 use super::options::Options;
 use super::report::{Field, Report};
 use super::routes::retry;
+use super::tls::TlsDefaults;
 use super::world::{Object, World};
 use crate::diagnostic::Code;
 use crate::resource::destination_rule::{ConnectionPoolSettings, TcpKeepalive};
 use crate::resource::mesh_config::{DefaultTrafficPolicy, MeshConfig, MeshH2UpgradePolicy};
-use crate::resource::proxy_config::{ProxyConfig, ProxyConfigResource, Topology};
+use crate::resource::proxy_config::{ProxyConfig, ProxyConfigResource};
 use crate::snapshot::listener::HttpSettings;
 use crate::snapshot::mesh::Mesh;
 use crate::snapshot::route::RetryPolicy;
@@ -31,6 +32,8 @@ pub(super) struct MeshSettings {
     /// Of routes that say nothing about retries.
     pub(super) retry: Option<Arc<RetryPolicy>>,
     pub(super) http: HttpSettings,
+    /// Connections begin with a PROXY protocol header.
+    pub(super) proxy_protocol: bool,
     pub(super) mesh: Mesh,
 }
 
@@ -41,6 +44,11 @@ pub(super) struct ClusterDefaults {
     pub(super) tcp_keepalive: Option<TcpKeepalive>,
     pub(super) connection_pool: Option<ConnectionPoolSettings>,
     pub(super) upgrade_to_h2: bool,
+    /// Of servers, too.
+    pub(super) tls: TlsDefaults,
+    /// SPIFFE trust domain of the mesh, then its aliases.
+    pub(super) trust_domains: Vec<String>,
+    pub(super) auto_mtls: bool,
 }
 
 /// Reads the MeshConfig in force and the ProxyConfigs that select this gateway.
@@ -90,11 +98,10 @@ fn settings(
         outbound_traffic_policy: _,
         inbound_traffic_policy: _,
         config_sources: _,
-        // Taken up where mutual TLS is: identities, trust, TLS defaults.
-        enable_auto_mtls: _,
-        trust_domain: _,
-        trust_domain_aliases: _,
-        ca_certificates: _,
+        enable_auto_mtls,
+        trust_domain,
+        trust_domain_aliases,
+        ca_certificates,
         default_service_export_to,
         default_virtual_service_export_to,
         default_destination_rule_export_to,
@@ -118,8 +125,9 @@ fn settings(
         path_normalization,
         default_http_retry_policy,
         default_traffic_policy,
+        // For sidecars: gateways take the minimum of `tlsDefaults`.
         mesh_mtls: _,
-        tls_defaults: _,
+        tls_defaults,
         compliance_policy: _,
     } = spec;
     let default_proxy = ProxyConfig::default();
@@ -142,6 +150,7 @@ fn settings(
             report.unsupported_if(*enable_envoy_access_log_service, spec.name("enableEnvoyAccessLogService"));
             report.unsupported_if(!outbound_cluster_stat_name.is_empty(), spec.name("outboundClusterStatName"));
             report.unsupported_if(default_providers.is_some(), spec.name("defaultProviders"));
+            report.unsupported_if(!ca_certificates.is_empty(), spec.name("caCertificates"));
             if let Some(DefaultTrafficPolicy { connection_pool: _, outlier_detection }) = default_traffic_policy {
                 let policy = spec.name("defaultTrafficPolicy");
                 report.unsupported_if(outlier_detection.is_some(), policy.name("outlierDetection"));
@@ -172,11 +181,27 @@ fn settings(
             tcp_keepalive: tcp_keepalive.clone(),
             connection_pool: default_traffic_policy.and_then(|policy| policy.connection_pool.clone()),
             upgrade_to_h2: *h2_upgrade_policy == MeshH2UpgradePolicy::Upgrade,
+            tls: TlsDefaults::new(tls_defaults.as_ref()),
+            trust_domains: trust_domains(trust_domain, trust_domain_aliases, options),
+            auto_mtls: enable_auto_mtls.unwrap_or(true),
         },
+        proxy_protocol: proxy.gateway_topology.as_ref().is_some_and(|topology| topology.proxy_protocol.is_some()),
         retry: retry_policy.map(Arc::new),
         http,
         mesh,
     }
+}
+
+/// MeshConfig names the trust domain before the command line does.
+fn trust_domains(domain: &str, aliases: &[String], options: &Options) -> Vec<String> {
+    let domain = match (domain, &options.trust_domain) {
+        ("", Some(domain)) => domain,
+        ("", None) => "cluster.local",
+        (domain, _) => domain,
+    };
+    let mut domains = vec![domain.to_owned()];
+    domains.extend(aliases.iter().filter(|alias| **alias != domain).cloned());
+    domains
 }
 
 /// Names what this gateway doesn't honour of a ProxyConfig.
@@ -213,8 +238,8 @@ fn warn_about_proxy(proxy: &ProxyConfig, field: &Field<'_>, report: &mut Report)
         drain_duration: _,
         termination_drain_duration: _,
         proxy_headers: _,
+        gateway_topology: _,
         proxy_metadata,
-        gateway_topology,
         connection_settings,
         tracing_service_name: _,
         zipkin_address,
@@ -244,11 +269,6 @@ fn warn_about_proxy(proxy: &ProxyConfig, field: &Field<'_>, report: &mut Report)
     report.unsupported_if(!extra_stat_tags.is_empty(), field.name("extraStatTags"));
     report.unsupported_if(proxy_stats_matcher.is_some(), field.name("proxyStatsMatcher"));
     report.unsupported_if(!ca_certificates_pem.is_empty(), field.name("caCertificatesPem"));
-    if let Some(Topology { num_trusted_proxies: _, forward_client_cert_details: _, proxy_protocol }) = gateway_topology
-    {
-        let topology = field.name("gatewayTopology");
-        report.unsupported_if(proxy_protocol.is_some(), topology.name("proxyProtocol"));
-    }
     if let Some(settings) = connection_settings {
         connection::warn(settings, &field.name("connectionSettings"), report);
     }

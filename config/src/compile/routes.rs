@@ -1,12 +1,13 @@
-//! HTTP rules of VirtualServices become routes.
+//! Rules of VirtualServices become routes.
 //!
-//! Source: `reference/networking.md` §3.5-3.16.
+//! Source: `reference/networking.md` §3.5-3.16, §3.18, §3.19.
 
 mod action;
 mod cors;
 mod headers;
 mod matches;
 pub(super) mod retry;
+mod streams;
 
 use std::sync::Arc;
 
@@ -18,10 +19,13 @@ use super::services::Registry;
 use super::virtual_services::{ClusterReference, VirtualServiceRoutes};
 use super::world::Object;
 use crate::diagnostic::Code;
+use crate::resource::Resource;
 use crate::resource::virtual_service::{Destination, HttpMatchRequest, PortSelector, VirtualService};
 use crate::snapshot::cluster::ClusterName;
 use crate::snapshot::header::HeaderOps;
 use crate::snapshot::route::{PathMatch, RetryPolicy, Route, RouteMatch};
+
+pub(super) use streams::{StreamRoute, streams};
 
 /// Where routes are made for, and with what.
 pub(super) struct Place<'a> {
@@ -94,24 +98,9 @@ pub(super) fn translate(
     place: &Place<'_>,
     report: Report,
 ) -> (Option<VirtualServiceRoutes>, Vec<Lookup>) {
-    let VirtualService { hosts: _, gateways: _, http: _, tls, tcp, export_to: _ } = virtual_service.spec;
-    let mut translation =
-        Translation { place, report, routes: Vec::new(), catch_all: None, clusters: Vec::new(), lookups: Vec::new() };
-    let spec = Field::spec(virtual_service.resource);
-    for (name, is_set) in [("tls", !tls.is_empty()), ("tcp", !tcp.is_empty())] {
-        translation.report.unsupported_if(is_set, spec.name(name));
-    }
+    let mut translation = Translation::new(place, report);
     translation.rules(rules);
-    let Translation { place: _, report, routes, catch_all, clusters, lookups } = translation;
-    let is_empty = routes.is_empty() && catch_all.is_none() && report.diagnostics.is_empty();
-    let made = VirtualServiceRoutes {
-        resource: virtual_service.resource.name(),
-        routes,
-        catch_all,
-        clusters,
-        diagnostics: report.diagnostics,
-    };
-    ((!is_empty).then_some(made), lookups)
+    translation.finish(virtual_service)
 }
 
 struct Translation<'a> {
@@ -119,11 +108,38 @@ struct Translation<'a> {
     report: Report,
     routes: Vec<Arc<Route>>,
     catch_all: Option<Arc<Route>>,
+    streams: Vec<Arc<StreamRoute>>,
     clusters: Vec<ClusterReference>,
     lookups: Vec<Lookup>,
 }
 
-impl Translation<'_> {
+impl<'a> Translation<'a> {
+    fn new(place: &'a Place<'a>, report: Report) -> Self {
+        Self {
+            place,
+            report,
+            routes: Vec::new(),
+            catch_all: None,
+            streams: Vec::new(),
+            clusters: Vec::new(),
+            lookups: Vec::new(),
+        }
+    }
+
+    fn finish(self, virtual_service: Object<'_, VirtualService>) -> (Option<VirtualServiceRoutes>, Vec<Lookup>) {
+        let Self { place: _, report, routes, catch_all, streams, clusters, lookups } = self;
+        let is_empty = routes.is_empty() && catch_all.is_none() && streams.is_empty() && report.diagnostics.is_empty();
+        let made = VirtualServiceRoutes {
+            resource: virtual_service.resource.name(),
+            routes,
+            catch_all,
+            streams,
+            clusters,
+            diagnostics: report.diagnostics,
+        };
+        ((!is_empty).then_some(made), lookups)
+    }
+
     fn rules(&mut self, rules: &[Rule<'_>]) {
         for rule in rules {
             let spec = Field::spec(rule.resource);
@@ -199,9 +215,9 @@ impl Translation<'_> {
     }
 
     /// The cluster of a destination, noted down with all that this depends on.
-    fn cluster(&mut self, destination: &Destination, rule: &Rule<'_>, path: String) -> ClusterName {
+    fn cluster(&mut self, destination: &Destination, resource: &Arc<Resource>, path: String) -> ClusterName {
         let Destination { host, subset, port } = destination;
-        let namespace = &rule.resource.meta.namespace;
+        let namespace = &resource.meta.namespace;
         let mut host = resolve(host, namespace, &self.place.options.domain).into_owned();
         let lookup = Lookup::new(self.place.registry, &host, namespace);
         let mut external_name = false;
@@ -230,7 +246,7 @@ impl Translation<'_> {
             port,
             subset: subset.clone(),
             external_name,
-            resource: Arc::clone(rule.resource),
+            resource: Arc::clone(resource),
             path,
         });
         name

@@ -40,6 +40,10 @@ pub(super) struct Service {
     /// Whether this gateway sees it.
     visible: bool,
     backends: Backends,
+    /// `ServiceEntry.subjectAltNames`.
+    pub(super) subject_alt_names: Vec<Arc<str>>,
+    /// A member of the mesh with endpoints that speak its mutual TLS.
+    pub(super) speaks_mutual_tls: bool,
     /// What it is made of; it is made anew if one of them changes.
     inputs: Vec<Arc<Resource>>,
     pub(super) diagnostics: Vec<Diagnostic>,
@@ -72,7 +76,24 @@ struct Backend {
     labels: BTreeMap<String, String>,
     weight: u32,
     workload: Option<Arc<str>>,
+    service_account: Option<Box<ServiceAccount>>,
 }
+
+/// Who a workload is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct ServiceAccount {
+    namespace: Arc<str>,
+    name: String,
+}
+
+impl ServiceAccount {
+    fn new(name: &str, namespace: &Arc<str>) -> Option<Box<Self>> {
+        (!name.is_empty()).then(|| Box::new(Self { namespace: Arc::clone(namespace), name: name.to_owned() }))
+    }
+}
+
+/// Istio's label for workloads that speak the mutual TLS of the mesh.
+const TLS_MODE: &str = "security.istio.io/tlsMode";
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Address {
@@ -145,6 +166,39 @@ impl Service {
             Backends::ServiceName(_) if !subset.is_empty() => Some(Endpoints::Static(Arc::default())),
             Backends::ServiceName(backends) => Some(Endpoints::StrictDns(dns(backends).into())),
         }
+    }
+}
+
+impl Backends {
+    fn list(&self) -> &[Backend] {
+        match self {
+            Self::Known(list) | Self::StrictDns(list) | Self::LogicalDns(list) | Self::ServiceName(list) => list,
+        }
+    }
+
+    /// Whether any endpoint is labelled for the mutual TLS of the mesh.
+    fn speak_mutual_tls(&self) -> bool {
+        self.list().iter().any(|backend| match backend.labels.get(TLS_MODE) {
+            Some(mode) => mode == "istio",
+            None => backend.service_account.is_some(),
+        })
+    }
+}
+
+impl Service {
+    /// The SPIFFE identities of its workloads, as far as they are known, in each of `trust_domains`.
+    pub(super) fn identities(&self, trust_domains: &[String]) -> Vec<Arc<str>> {
+        let mut accounts: Vec<&ServiceAccount> =
+            self.backends.list().iter().filter_map(|backend| backend.service_account.as_deref()).collect();
+        accounts.sort_unstable();
+        accounts.dedup();
+        let identity = |domain: &String, ServiceAccount { namespace, name }: &ServiceAccount| {
+            format!("spiffe://{}/ns/{namespace}/sa/{name}", domain.replace('@', ".")).into()
+        };
+        let identities = accounts.into_iter().flat_map(|account| {
+            trust_domains.iter().map(move |domain| identity(domain, account)).collect::<Vec<Arc<str>>>()
+        });
+        identities.collect()
     }
 }
 

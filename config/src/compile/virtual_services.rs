@@ -8,17 +8,17 @@ use ahash::AHashMap;
 
 use super::delegates::{self, Delegates};
 use super::host::{intersection, is_subset, resolve, resolve_gateway};
-use super::listeners::Server;
 use super::options::Options;
 use super::report::{Field, Report};
-use super::routes::{self, Lookup};
+use super::routes::{self, Lookup, StreamRoute};
+use super::servers::{Host, Rules, Server, Servers};
 use super::services::Registry;
 use super::visibility::{Visibility, visibility};
 use super::world::{Object, World};
-use super::{MeshSettings, common_ends, same};
+use super::{MeshSettings, common_ends};
 use crate::diagnostic::{Code, Diagnostic};
-use crate::resource::Resource;
 use crate::resource::virtual_service::VirtualService;
+use crate::resource::{Resource, Spec};
 use crate::snapshot::ResourceName;
 use crate::snapshot::cluster::ClusterName;
 use crate::snapshot::route::{RetryPolicy, Route};
@@ -34,7 +34,17 @@ pub(super) struct Context<'a> {
 /// What VirtualServices add to a server, in their order.
 #[derive(Debug, Default)]
 pub(super) struct ServerRoutes<'m> {
+    /// Of a server for HTTP.
     pub(super) hosts: Vec<HostRoutes<'m>>,
+    /// Of a server for raw TCP.
+    pub(super) streams: Vec<&'m Arc<VirtualServiceRoutes>>,
+}
+
+impl<'m> ServerRoutes<'m> {
+    /// Each VirtualService, some more than once.
+    pub(super) fn all(&self) -> impl Iterator<Item = &'m Arc<VirtualServiceRoutes>> {
+        self.hosts.iter().map(|host| host.routes).chain(self.streams.iter().copied())
+    }
 }
 
 /// What one VirtualService adds to a virtual host.
@@ -52,6 +62,8 @@ pub(super) struct VirtualServiceRoutes {
     pub(super) routes: Vec<Arc<Route>>,
     /// The route that everything matches. Nothing comes after it, and routes of later VirtualServices come before it.
     pub(super) catch_all: Option<Arc<Route>>,
+    /// On a server for raw TCP, which has no other routes.
+    pub(super) streams: Vec<Arc<StreamRoute>>,
     pub(super) clusters: Vec<ClusterReference>,
     pub(super) diagnostics: Vec<Diagnostic>,
 }
@@ -75,7 +87,7 @@ pub(super) struct ClusterReference {
 pub(super) struct Memo {
     retry: Option<Arc<RetryPolicy>>,
     export_to: Vec<String>,
-    gateways: Vec<Arc<Resource>>,
+    servers: Arc<Servers>,
     registry: Arc<Registry>,
     shared: routes::Shared,
     /// In order of precedence, as in the world.
@@ -104,7 +116,8 @@ struct Entry {
     /// With short names resolved.
     hosts: Vec<String>,
     translations: Vec<Translation>,
-    domains: Vec<Domains>,
+    /// By the address of the Gateway and the number of its server.
+    domains: AHashMap<(usize, usize), Domains>,
 }
 
 /// What it adds to a server.
@@ -121,6 +134,7 @@ struct Translation {
     /// `None` if the rules are the same for all.
     gateway: Option<Arc<str>>,
     port: u16,
+    rules: Rules,
     delegates: Vec<Option<Arc<Resource>>>,
     lookups: Vec<Lookup>,
     /// The registry with which the look-ups were last found to be the same.
@@ -132,8 +146,8 @@ struct Translation {
 /// Its virtual hosts on a server.
 #[derive(Debug)]
 struct Domains {
-    gateway: Arc<Resource>,
-    server: usize,
+    /// Kept so that no address is reused.
+    _gateway: Arc<Resource>,
     domains: Arc<[Arc<str>]>,
 }
 
@@ -141,50 +155,69 @@ struct Domains {
 /// namespace, then public ones; each group oldest first.
 pub(super) fn compile<'m>(
     context: &Context<'_>,
-    servers: &[Server<'_>],
+    servers: &Arc<Servers>,
     memo: &'m mut Memo,
     report: &mut Report,
 ) -> Vec<ServerRoutes<'m>> {
-    memo.notice_changes(context);
+    memo.notice_changes(context, servers);
     let delegates = Delegates::new(&context.world.virtual_services, memo.entries.iter().map(|entry| entry.is_delegate));
-    let binding = Binding::new(context, servers);
     for (entry, object) in memo.entries.iter_mut().zip(&context.world.virtual_services) {
         let seen = entry.epoch == memo.epoch && (!entry.has_delegates || entry.delegates_epoch == memo.delegates_epoch);
         if !seen {
-            entry.look(*object, context, &binding, &delegates, &memo.shared);
+            entry.look(*object, context, servers, &delegates, &memo.shared);
             entry.epoch = memo.epoch;
             entry.delegates_epoch = memo.delegates_epoch;
         }
         report.diagnostics.extend_from_slice(&entry.findings);
     }
-    let mut groups: Vec<[Vec<HostRoutes<'m>>; 3]> = servers.iter().map(|_| Default::default()).collect();
-    for entry in &memo.entries {
-        let group = match entry.visibility {
-            None => continue,
-            Some(Visibility::Private) => 0,
-            Some(Visibility::Named) => 1,
-            Some(Visibility::Public) => 2,
-        };
-        for Part { server, domains, routes } in &entry.parts {
-            groups[*server][group].extend(domains.iter().map(|domain| HostRoutes { domain, routes }));
+    let mut found: Vec<ServerRoutes<'m>> = servers.list.iter().map(|_| ServerRoutes::default()).collect();
+    for group in [Visibility::Private, Visibility::Named, Visibility::Public] {
+        for entry in memo.entries.iter().filter(|entry| entry.visibility == Some(group)) {
+            for Part { server, domains, routes } in &entry.parts {
+                match servers.list[*server].kind.rules() {
+                    Rules::Http => {
+                        let hosts = domains.iter().map(|domain| HostRoutes { domain, routes });
+                        found[*server].hosts.extend(hosts);
+                    }
+                    Rules::Tls => found[*server].streams.push(routes),
+                    Rules::Tcp => add_tcp(&mut found[*server].streams, routes, report),
+                }
+            }
         }
     }
-    groups.into_iter().map(|groups| ServerRoutes { hosts: groups.concat() }).collect()
+    found
+}
+
+/// Only one VirtualService has the say on a TCP server.
+fn add_tcp<'m>(
+    streams: &mut Vec<&'m Arc<VirtualServiceRoutes>>,
+    routes: &'m Arc<VirtualServiceRoutes>,
+    report: &mut Report,
+) {
+    match (streams.first(), routes.streams.first()) {
+        (_, None) => {}
+        (None, Some(_)) => streams.push(routes),
+        (Some(first), Some(stream)) => {
+            let message =
+                format!("the server takes the `tcp` rule of {}: this one has no effect there", first.resource);
+            let spec = Field::spec(&stream.resource);
+            report.warning(Code::Conflict, spec.name(&stream.path), message);
+        }
+    }
 }
 
 impl Memo {
     /// Brings the entries in line with the VirtualServices, and counts up what else changed.
-    fn notice_changes(&mut self, context: &Context<'_>) {
+    fn notice_changes(&mut self, context: &Context<'_>, servers: &Arc<Servers>) {
         let Context { world, options, mesh, registry } = context;
         let export_to = &mesh.virtual_service_export_to;
         if self.retry != mesh.retry || self.export_to != *export_to {
             let (retry, export_to) = (mesh.retry.clone(), export_to.clone());
             *self = Self { retry, export_to, epoch: self.epoch, ..Self::default() };
         }
-        let gateways: Vec<&Arc<Resource>> = world.gateways.iter().map(|gateway| gateway.resource).collect();
-        let is_same = same(&gateways, &self.gateways) && Arc::ptr_eq(&self.registry, registry);
+        let is_same = Arc::ptr_eq(&self.servers, servers) && Arc::ptr_eq(&self.registry, registry);
         if !is_same || self.epoch == 0 {
-            self.gateways = gateways.into_iter().cloned().collect();
+            self.servers = Arc::clone(servers);
             self.registry = Arc::clone(registry);
             self.epoch += 1;
         }
@@ -209,31 +242,8 @@ impl Memo {
     }
 }
 
-/// What VirtualServices are bound to.
-struct Binding<'a> {
-    servers: &'a [Server<'a>],
-    /// Servers in force by `namespace/name` of their Gateway; Gateways that don't select us have none.
-    gateways: AHashMap<String, Vec<usize>>,
-}
-
-impl<'a> Binding<'a> {
-    fn new(context: &Context<'_>, servers: &'a [Server<'a>]) -> Self {
-        let names = context.world.gateways.iter().map(|gateway| {
-            let name = format!("{}/{}", gateway.namespace(), gateway.resource.meta.name);
-            (name, Vec::new())
-        });
-        let mut gateways: AHashMap<String, Vec<usize>> = names.collect();
-        for (i, server) in servers.iter().enumerate() {
-            if let Some(servers) = gateways.get_mut(&*server.gateway_name) {
-                servers.push(i);
-            }
-        }
-        Self { servers, gateways }
-    }
-}
-
 /// Names hosts that none of the VirtualService's Gateways has (IST0132).
-fn report_hosts(object: Object<'_, VirtualService>, entry: &Entry, world: &World<'_>, report: &mut Report) {
+fn report_hosts(object: Object<'_, VirtualService>, entry: &Entry, servers: &Servers, report: &mut Report) {
     // Whoever has a virtual host for each host needs no closer look.
     if entry.parts.iter().any(|part| part.domains.len() >= entry.hosts.len()) {
         return;
@@ -246,17 +256,33 @@ fn report_hosts(object: Object<'_, VirtualService>, entry: &Entry, world: &World
             (matches!(namespace, "" | "*" | ".") || namespace == &**object.namespace())
                 && (is_subset(host, name) || is_subset(name, host))
         };
-        let mut gateways = world.gateways.iter().filter(|gateway| {
-            let name = format!("{}/{}", gateway.namespace(), gateway.resource.meta.name);
-            entry.gateways.contains(&name)
-        });
-        let is_covered = gateways.any(|gateway| {
-            let mut hosts = gateway.spec.servers.iter().flat_map(|server| &server.hosts);
-            hosts.any(|host| covers(host))
+        let is_covered = entry.gateways.iter().filter_map(|name| servers.gateway(name)).any(|bound| {
+            let Spec::Gateway(gateway) = &bound.gateway.spec else { return false };
+            gateway.servers.iter().flat_map(|server| &server.hosts).any(|host| covers(host))
         });
         if !is_covered {
             let message = format!("none of its gateways has the host \"{host}\"");
             report.warning(Code::VirtualServiceHostNotFoundInGateway, list.index(i), message);
+        }
+    }
+}
+
+/// Names lists of rules that no server of the VirtualService's Gateways takes its routes from.
+fn report_rules(object: Object<'_, VirtualService>, entry: &Entry, kinds: &[Rules], report: &mut Report) {
+    let VirtualService { hosts: _, gateways: _, http, tls, tcp, export_to: _ } = object.spec;
+    // Those may be for the mesh.
+    if kinds.is_empty() || entry.gateways.iter().any(|gateway| gateway == "mesh") {
+        return;
+    }
+    let spec = Field::spec(object.resource);
+    for (name, is_set, rules, servers) in [
+        ("http", !http.is_empty(), Rules::Http, "HTTP, or HTTPS that is terminated"),
+        ("tls", !tls.is_empty(), Rules::Tls, "mode PASSTHROUGH"),
+        ("tcp", !tcp.is_empty(), Rules::Tcp, "TCP, or TLS that is terminated"),
+    ] {
+        if is_set && !kinds.contains(&rules) {
+            let message = format!("none of its servers takes `{name}` rules: they are for {servers}");
+            report.warning(Code::Ignored, spec.name(name), message);
         }
     }
 }
@@ -284,7 +310,7 @@ impl Entry {
             gateways: gateways.collect(),
             hosts: resolved.collect(),
             translations: Vec::new(),
-            domains: Vec::new(),
+            domains: AHashMap::new(),
         }
     }
 
@@ -293,7 +319,7 @@ impl Entry {
         &mut self,
         object: Object<'_, VirtualService>,
         context: &Context<'_>,
-        binding: &Binding<'_>,
+        all: &Servers,
         delegates: &Delegates<'_>,
         shared: &routes::Shared,
     ) {
@@ -304,8 +330,8 @@ impl Entry {
         self.parts.clear();
         let mut servers: Vec<usize> = Vec::new();
         for (i, gateway) in self.gateways.iter().enumerate().filter(|(_, gateway)| *gateway != "mesh") {
-            match binding.gateways.get(gateway) {
-                Some(bound) => servers.extend(bound),
+            match all.gateway(gateway) {
+                Some(bound) => bound.find(&self.hosts, &mut servers),
                 None if self.visibility.is_none() => {}
                 None => {
                     let spec = Field::spec(object.resource);
@@ -317,35 +343,50 @@ impl Entry {
         }
         servers.sort_unstable();
         servers.dedup();
-        if self.visibility.is_some() && !servers.is_empty() {
+        let mut before = std::mem::take(&mut self.domains);
+        if self.visibility.is_some() {
+            let mut kinds = Vec::new();
             for &index in &servers {
-                let server = &binding.servers[index];
-                let domains = self.domains(server, &object);
+                let server = &all.list[index];
+                let domains = self.domains(server, &object, &mut before);
                 if domains.is_empty() {
                     continue;
+                }
+                let rules = server.kind.rules();
+                if !kinds.contains(&rules) {
+                    kinds.push(rules);
                 }
                 if let Some(routes) = self.routes(context, server, object, delegates, shared) {
                     report.diagnostics.extend_from_slice(&routes.diagnostics);
                     self.parts.push(Part { server: index, domains, routes });
                 }
             }
-            report_hosts(object, self, context.world, &mut report);
+            let is_bound = self.gateways.iter().filter_map(|name| all.gateway(name)).any(|bound| !bound.is_empty());
+            if is_bound {
+                report_hosts(object, self, all, &mut report);
+            }
+            report_rules(object, self, &kinds, &mut report);
         }
         self.findings = report.diagnostics;
     }
 
-    /// The virtual hosts on `server`: the intersection of both host lists, which is lower-cased only then.
-    fn domains(&mut self, server: &Server<'_>, object: &Object<'_, VirtualService>) -> Arc<[Arc<str>]> {
-        let resource = server.gateway.resource;
-        let is_same = |known: &Domains| Arc::ptr_eq(&known.gateway, resource) && known.server == server.index;
-        if let Some(known) = self.domains.iter().find(|known| is_same(known)) {
-            return Arc::clone(&known.domains);
+    /// The virtual hosts on `server`: the intersection of both host lists, which is lower-cased only then. A server for
+    /// raw TCP has none, but needs a host in common as well.
+    fn domains(
+        &mut self,
+        server: &Server,
+        object: &Object<'_, VirtualService>,
+        before: &mut AHashMap<(usize, usize), Domains>,
+    ) -> Arc<[Arc<str>]> {
+        let key = (Arc::as_ptr(&server.gateway).addr(), server.index);
+        if let Some(known) = before.remove(&key) {
+            let domains = Arc::clone(&known.domains);
+            self.domains.insert(key, known);
+            return domains;
         }
         let namespace = object.namespace();
-        let server_hosts: Vec<&str> = (server.hosts.iter())
-            .filter(|host| host.namespace.as_deref().is_none_or(|only| only == &**namespace))
-            .map(|host| host.name.as_str())
-            .collect();
+        let server_hosts: Vec<&str> =
+            server.hosts.iter().filter(|host| host.admits(namespace)).map(Host::name).collect();
         let hosts: Vec<&str> = self.hosts.iter().map(String::as_str).collect();
         let mut domains: Vec<Arc<str>> = Vec::new();
         for domain in intersection(&server_hosts, &hosts) {
@@ -355,14 +396,7 @@ impl Entry {
             }
         }
         let domains: Arc<[Arc<str>]> = domains.into();
-        // A Gateway of before that has this name is gone.
-        self.domains.retain(|known| {
-            known.server != server.index
-                || known.gateway.meta.name != resource.meta.name
-                || known.gateway.meta.namespace != resource.meta.namespace
-        });
-        let gateway = Arc::clone(resource);
-        self.domains.push(Domains { gateway, server: server.index, domains: Arc::clone(&domains) });
+        self.domains.insert(key, Domains { _gateway: Arc::clone(&server.gateway), domains: Arc::clone(&domains) });
         domains
     }
 
@@ -370,19 +404,20 @@ impl Entry {
     fn routes(
         &mut self,
         context: &Context<'_>,
-        server: &Server<'_>,
+        server: &Server,
         object: Object<'_, VirtualService>,
         delegates: &Delegates<'_>,
         shared: &routes::Shared,
     ) -> Option<Arc<VirtualServiceRoutes>> {
-        let found = delegates.of(object);
+        let rules = server.kind.rules();
+        // Only HTTP rules are delegated.
+        let found = if rules == Rules::Http { delegates.of(object) } else { Vec::new() };
         // Most rules don't care which Gateway they are bound to, and are the same for all.
-        let names_gateways = |object: Object<'_, VirtualService>| {
-            object.spec.http.iter().flat_map(|rule| &rule.match_).any(|request| !request.gateways.is_empty())
-        };
-        let is_bound = names_gateways(object) || found.iter().flatten().any(|delegate| names_gateways(*delegate));
+        let is_bound =
+            names_gateways(object, rules) || found.iter().flatten().any(|delegate| names_gateways(*delegate, rules));
         let gateway = is_bound.then(|| Arc::clone(&server.gateway_name));
-        let is_here = |known: &Translation| known.gateway == gateway && known.port == server.port;
+        let is_here =
+            |known: &Translation| known.gateway == gateway && known.port == server.port && known.rules == rules;
         let place = self.translations.iter().position(is_here);
         if let Some(known) = place.map(|place| &mut self.translations[place]) {
             let same_delegates = known.delegates.len() == found.len()
@@ -398,9 +433,7 @@ impl Entry {
                 return known.routes.clone();
             }
         }
-        let mut report = Report::default();
-        let rules = delegates::expand(object, &found, context, &mut report);
-        let destinations = routes::Place {
+        let here = routes::Place {
             options: context.options,
             registry: context.registry,
             retry: context.mesh.retry.as_ref(),
@@ -408,10 +441,18 @@ impl Entry {
             port: server.port,
             shared,
         };
-        let (routes, lookups) = routes::translate(object, &rules, &destinations, report);
+        let (routes, lookups) = match rules {
+            Rules::Http => {
+                let mut report = Report::default();
+                let rules = delegates::expand(object, &found, context, &mut report);
+                routes::translate(object, &rules, &here, report)
+            }
+            Rules::Tls | Rules::Tcp => routes::streams(object, rules, &here),
+        };
         let translation = Translation {
             gateway,
             port: server.port,
+            rules,
             delegates: found.iter().map(|found| found.map(|found| Arc::clone(found.resource))).collect(),
             lookups,
             registry: Arc::clone(context.registry),
@@ -423,6 +464,16 @@ impl Entry {
             None => self.translations.push(translation),
         }
         routes
+    }
+}
+
+/// Whether any match entry says which Gateway it is for.
+fn names_gateways(object: Object<'_, VirtualService>, rules: Rules) -> bool {
+    let VirtualService { hosts: _, gateways: _, http, tls, tcp, export_to: _ } = object.spec;
+    match rules {
+        Rules::Http => http.iter().flat_map(|rule| &rule.match_).any(|request| !request.gateways.is_empty()),
+        Rules::Tls => tls.iter().flat_map(|rule| &rule.match_).any(|entry| !entry.gateways.is_empty()),
+        Rules::Tcp => tcp.iter().flat_map(|rule| &rule.match_).any(|entry| !entry.gateways.is_empty()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::common_ends;
 use crate::resource::destination_rule::DestinationRule;
 use crate::resource::gateway::Gateway;
-use crate::resource::kubernetes::{EndpointSlice, Endpoints, Service};
+use crate::resource::kubernetes::{ConfigMap, EndpointSlice, Endpoints, Secret, Service};
 use crate::resource::mesh_config::MeshConfig;
 use crate::resource::proxy_config::ProxyConfigResource;
 use crate::resource::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
@@ -67,8 +67,8 @@ macro_rules! world {
             fn push(&mut self, resource: &Arc<Resource>) {
                 match &resource.spec {
                     $(Spec::$kind(spec) => self.$list.push(Sorted::new(resource, spec)),)*
-                    // Templates, credentials (which the data plane takes from their own place) and names.
-                    Spec::WorkloadGroup(_) | Spec::Secret(_) | Spec::ConfigMap(_) | Spec::Namespace(_) => {}
+                    // Templates and names.
+                    Spec::WorkloadGroup(_) | Spec::Namespace(_) => {}
                 }
             }
 
@@ -80,14 +80,14 @@ macro_rules! world {
             fn insert(&mut self, resource: &Arc<Resource>) {
                 match &resource.spec {
                     $(Spec::$kind(spec) => insert(&mut self.$list, Sorted::new(resource, spec)),)*
-                    Spec::WorkloadGroup(_) | Spec::Secret(_) | Spec::ConfigMap(_) | Spec::Namespace(_) => {}
+                    Spec::WorkloadGroup(_) | Spec::Namespace(_) => {}
                 }
             }
 
             fn remove(&mut self, resource: &Arc<Resource>) {
                 match &resource.spec {
                     $(Spec::$kind(_) => remove(&mut self.$list, resource),)*
-                    Spec::WorkloadGroup(_) | Spec::Secret(_) | Spec::ConfigMap(_) | Spec::Namespace(_) => {}
+                    Spec::WorkloadGroup(_) | Spec::Namespace(_) => {}
                 }
             }
 
@@ -109,6 +109,8 @@ world! {
     services: Service(Service),
     endpoints: Endpoints(Endpoints),
     endpoint_slices: EndpointSlice(EndpointSlice),
+    secrets: Secret(Secret),
+    config_maps: ConfigMap(ConfigMap),
     request_authentications: RequestAuthentication(RequestAuthentication),
     authorization_policies: AuthorizationPolicy(AuthorizationPolicy),
     peer_authentications: PeerAuthentication(PeerAuthentication),

@@ -131,27 +131,55 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// The suites of TLS 1.2 that are safe: ECDHE with an AEAD.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the variants are OpenSSL's names")]
-pub enum CipherSuite {
-    EcdheEcdsaAes128GcmSha256,
-    EcdheRsaAes128GcmSha256,
-    EcdheEcdsaAes256GcmSha384,
-    EcdheRsaAes256GcmSha384,
-    EcdheEcdsaChacha20Poly1305,
-    EcdheRsaChacha20Poly1305,
+macro_rules! named {
+    ($(#[$attribute:meta])* $type:ident: $($variant:ident $name:literal)*) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $type {
+            $(#[doc = $name] $variant,)*
+        }
+
+        impl $type {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// As Istio's configuration writes it.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// By name; `None` if it can't be offered.
+            pub fn by_name(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+        }
+    };
 }
 
-/// Key exchange groups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the variants are the groups")]
-pub enum Group {
-    X25519MlKem768,
-    X25519,
-    P256,
-    P384,
-    P521,
+named! {
+    /// The suites of TLS 1.2 that are safe: ECDHE with an AEAD.
+    CipherSuite:
+    EcdheEcdsaAes128GcmSha256 "ECDHE-ECDSA-AES128-GCM-SHA256"
+    EcdheRsaAes128GcmSha256 "ECDHE-RSA-AES128-GCM-SHA256"
+    EcdheEcdsaAes256GcmSha384 "ECDHE-ECDSA-AES256-GCM-SHA384"
+    EcdheRsaAes256GcmSha384 "ECDHE-RSA-AES256-GCM-SHA384"
+    EcdheEcdsaChacha20Poly1305 "ECDHE-ECDSA-CHACHA20-POLY1305"
+    EcdheRsaChacha20Poly1305 "ECDHE-RSA-CHACHA20-POLY1305"
+}
+
+named! {
+    /// Key exchange groups.
+    Group:
+    X25519MlKem768 "X25519MLKEM768"
+    X25519 "X25519"
+    P256 "P-256"
+    P384 "P-384"
+    P521 "P-521"
 }
 
 /// Where a certificate with its key comes from.

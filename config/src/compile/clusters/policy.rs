@@ -7,108 +7,120 @@ use std::sync::Arc;
 
 use super::super::destination_rules::Rule;
 use super::super::report::{Field, Report};
-use crate::diagnostic::Code;
+use super::tls;
+use crate::resource::Resource;
 use crate::resource::destination_rule::{
-    ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, HttpSettings, LoadBalancerSettings,
-    OutlierDetection, PortTrafficPolicy, RetryBudget, SimpleLoadBalancer, Subset, TrafficPolicy,
+    ClientTlsSettings, ConnectionPoolSettings, DestinationRule, HttpSettings, LoadBalancerSettings, OutlierDetection,
+    PortTrafficPolicy, RetryBudget, SimpleLoadBalancer, Subset, TrafficPolicy,
 };
-use crate::snapshot::tls::{CaSource, ClientMode, ClientTls, ServerNameSource, TlsParameters};
 
 /// The blocks in force. Blocks are taken whole; their fields never mix.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Policy<'a> {
     pub(super) connection_pool: Option<&'a ConnectionPoolSettings>,
-    pub(super) tls: Option<&'a ClientTlsSettings>,
+    pub(super) tls: Option<TlsBlock<'a>>,
     pub(super) retry_budget: Option<&'a RetryBudget>,
     /// Of the subset.
     pub(super) labels: Option<&'a BTreeMap<String, String>>,
 }
 
+/// A `tls` block, and where it stands.
+#[derive(Debug, Clone)]
+pub(super) struct TlsBlock<'a> {
+    pub(super) settings: &'a ClientTlsSettings,
+    pub(super) resource: &'a Arc<Resource>,
+    /// `spec.trafficPolicy.tls`.
+    pub(super) path: String,
+}
+
+impl<'a> TlsBlock<'a> {
+    /// The block of a policy that stands at `path`, or of the settings of a port in it.
+    fn new(
+        settings: Option<&'a ClientTlsSettings>,
+        resource: &'a Arc<Resource>,
+        path: &str,
+        port: Option<usize>,
+    ) -> Option<Self> {
+        let path = match port {
+            Some(index) => format!("{path}.portLevelSettings[{index}].tls"),
+            None => format!("{path}.tls"),
+        };
+        settings.map(|settings| Self { settings, resource, path })
+    }
+}
+
 impl<'a> Policy<'a> {
-    /// For the whole service.
-    pub(super) fn of_service(rule: Option<&'a Rule>, port: u16) -> Self {
-        let Some(policy) = rule.and_then(Rule::traffic_policy) else { return Self::default() };
+    /// For a subset, or for the whole service if that is empty; `None` if there is no such subset.
+    pub(super) fn new(rule: Option<&'a Rule>, port: u16, subset: &str) -> Option<Self> {
+        if subset.is_empty() { Some(Self::of_service(rule, port)) } else { Self::of_subset(rule, port, subset) }
+    }
+
+    fn of_service(rule: Option<&'a Rule>, port: u16) -> Self {
+        let Some((resource, policy)) = rule.and_then(Rule::traffic_policy_part) else { return Self::default() };
+        let path = "spec.trafficPolicy";
         match of_port(policy, port) {
             // A port's settings replace everything: what they don't say goes back to the default.
-            Some(settings) => Self {
+            Some((index, settings)) => Self {
                 connection_pool: settings.connection_pool.as_ref(),
-                tls: settings.tls.as_ref(),
+                tls: TlsBlock::new(settings.tls.as_ref(), resource, path, Some(index)),
                 retry_budget: None,
                 labels: None,
             },
             None => Self {
                 connection_pool: policy.connection_pool.as_ref(),
-                tls: policy.tls.as_ref(),
+                tls: TlsBlock::new(policy.tls.as_ref(), resource, path, None),
                 retry_budget: policy.retry_budget.as_ref(),
                 labels: None,
             },
         }
     }
 
-    /// For a subset; `None` if there is no such subset.
-    pub(super) fn of_subset(rule: Option<&'a Rule>, port: u16, subset: &str) -> Option<Self> {
-        let Subset { name: _, labels, traffic_policy } = rule?.subset(subset)?;
+    fn of_subset(rule: Option<&'a Rule>, port: u16, subset: &str) -> Option<Self> {
+        let (resource, index, Subset { name: _, labels, traffic_policy }) = rule?.subset_part(subset)?;
         let base = Self { labels: Some(labels), ..Self::of_service(rule, port) };
         let Some(policy) = traffic_policy else { return Some(base) };
+        let path = format!("spec.subsets[{index}].trafficPolicy");
         Some(match of_port(policy, port) {
-            Some(settings) => {
-                Self { connection_pool: settings.connection_pool.as_ref(), tls: settings.tls.as_ref(), ..base }
-            }
+            Some((index, settings)) => Self {
+                connection_pool: settings.connection_pool.as_ref(),
+                tls: TlsBlock::new(settings.tls.as_ref(), resource, &path, Some(index)),
+                ..base
+            },
             None => Self {
                 connection_pool: policy.connection_pool.as_ref().or(base.connection_pool),
-                tls: policy.tls.as_ref().or(base.tls),
+                tls: TlsBlock::new(policy.tls.as_ref(), resource, &path, None).or(base.tls),
                 retry_budget: policy.retry_budget.as_ref().or(base.retry_budget),
-                ..base
+                labels: base.labels,
             },
         })
     }
-
-    /// TLS towards the endpoints; `None` = plaintext.
-    pub(super) fn tls(&self) -> Option<Arc<ClientTls>> {
-        let mode = match self.tls?.mode {
-            ClientTlsMode::Disable => return None,
-            ClientTlsMode::Simple => ClientMode::Simple,
-            ClientTlsMode::Mutual => ClientMode::Mutual,
-            ClientTlsMode::IstioMutual => ClientMode::IstioMutual,
-        };
-        Some(Arc::new(ClientTls {
-            mode,
-            server_name: ServerNameSource::Request,
-            ca: Some(CaSource::System { crl: None }),
-            subject_alt_names: Vec::new(),
-            verify_server_name: true,
-            skip_verification: false,
-            certificate: None,
-            parameters: TlsParameters::default(),
-        }))
-    }
 }
 
-/// The first settings for `port`.
-fn of_port(policy: &TrafficPolicy, port: u16) -> Option<&PortTrafficPolicy> {
-    let mut settings = policy.port_level_settings.iter();
-    settings.find(|settings| settings.port.is_some_and(|selector| selector.number == u32::from(port)))
+/// The first settings for `port`, with their number.
+fn of_port(policy: &TrafficPolicy, port: u16) -> Option<(usize, &PortTrafficPolicy)> {
+    let mut settings = policy.port_level_settings.iter().enumerate();
+    settings.find(|(_, settings)| settings.port.is_some_and(|selector| selector.number == u32::from(port)))
 }
 
 /// Names what this gateway doesn't honour of a rule that is in use.
-pub(super) fn report(rule: &Rule, report: &mut Report) {
+pub(super) fn report(rule: &Rule, namespace: &str, report: &mut Report) {
     for (resource, spec) in rule.parts() {
         let DestinationRule { host: _, traffic_policy, subsets, export_to: _, workload_selector: _ } = spec;
         let field = Field::spec(resource);
         if let Some(policy) = traffic_policy {
-            report_policy(policy, &field.name("trafficPolicy"), report);
+            report_policy(policy, &field.name("trafficPolicy"), namespace, report);
         }
         let list = field.name("subsets");
         for (i, Subset { name: _, labels: _, traffic_policy }) in subsets.iter().enumerate() {
             if let Some(policy) = traffic_policy {
                 let subset = list.index(i);
-                report_policy(policy, &subset.name("trafficPolicy"), report);
+                report_policy(policy, &subset.name("trafficPolicy"), namespace, report);
             }
         }
     }
 }
 
-fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, report: &mut Report) {
+fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, namespace: &str, report: &mut Report) {
     let TrafficPolicy {
         load_balancer,
         connection_pool,
@@ -119,17 +131,21 @@ fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, report: &mut Report)
         proxy_protocol,
         retry_budget: _,
     } = policy;
-    report_blocks(&Blocks { load_balancer, connection_pool, outlier_detection, tls }, field, report);
+    report_blocks(&Blocks { load_balancer, connection_pool, outlier_detection, tls }, field, namespace, report);
     let list = field.name("portLevelSettings");
     for (i, settings) in port_level_settings.iter().enumerate() {
         let PortTrafficPolicy { port: _, load_balancer, connection_pool, outlier_detection, tls } = settings;
         let blocks = Blocks { load_balancer, connection_pool, outlier_detection, tls };
-        report_blocks(&blocks, &list.index(i), report);
+        report_blocks(&blocks, &list.index(i), namespace, report);
     }
     if tunnel.is_some() {
-        report.warning(Code::Ignored, field.name("tunnel"), "only TCP and TLS routes are tunnelled");
+        let message = "not supported yet: raw TCP goes to the destination without a tunnel (HTTP always does)";
+        report.unsupported(field.name("tunnel"), message);
     }
-    report.unsupported_if(proxy_protocol.is_some(), field.name("proxyProtocol"));
+    if proxy_protocol.is_some() {
+        let message = "not supported yet: connections begin without the header that the destination may expect";
+        report.unsupported(field.name("proxyProtocol"), message);
+    }
 }
 
 struct Blocks<'a> {
@@ -139,7 +155,7 @@ struct Blocks<'a> {
     tls: &'a Option<ClientTlsSettings>,
 }
 
-fn report_blocks(blocks: &Blocks<'_>, field: &Field<'_>, report: &mut Report) {
+fn report_blocks(blocks: &Blocks<'_>, field: &Field<'_>, namespace: &str, report: &mut Report) {
     let Blocks { load_balancer, connection_pool, outlier_detection, tls } = blocks;
     if let Some(load_balancer) = load_balancer {
         report_load_balancer(load_balancer, &field.name("loadBalancer"), report);
@@ -151,9 +167,8 @@ fn report_blocks(blocks: &Blocks<'_>, field: &Field<'_>, report: &mut Report) {
         report.unsupported_if(http2_keep_alive.is_some(), http.name("http2KeepAlive"));
     }
     report.unsupported_if(outlier_detection.is_some(), field.name("outlierDetection"));
-    if tls.as_ref().is_some_and(|tls| tls.mode != ClientTlsMode::Disable) {
-        let message = "TLS to a destination is not supported yet: requests to it answer 503 (UF)";
-        report.error(Code::Unsupported, field.name("tls"), message);
+    if let Some(settings) = tls {
+        tls::report(settings, &field.name("tls"), namespace, report);
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use ahash::{AHashMap, AHashSet, RandomState};
 
 use super::super::common_ends;
+use super::super::servers::Server;
 use super::super::virtual_services::{ServerRoutes, VirtualServiceRoutes};
-use super::Server;
 use crate::snapshot::ResourceName;
 use crate::snapshot::host::{RouteTable, VirtualHost};
 use crate::snapshot::route::RouteList;
@@ -16,7 +16,7 @@ use crate::snapshot::route::RouteList;
 /// The tables of the compile before, with all they are made of.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
-    tables: AHashMap<String, Table>,
+    tables: AHashMap<Arc<str>, Table>,
     /// Route lists by the addresses of the parts that they join.
     lists: AHashMap<Vec<usize>, List>,
     compiles: u64,
@@ -67,23 +67,23 @@ struct Draft {
 }
 
 impl Tables {
-    /// The table of `servers`, which share a port and bind address. Only hosts that servers ask for in another way than
+    /// The table of `servers`, which share it. Only hosts that servers ask for in another way than
     /// before are made anew.
     pub(super) fn table(
         &mut self,
-        name: String,
+        name: &Arc<str>,
         port: u16,
-        servers: &[(&Server<'_>, &ServerRoutes<'_>)],
+        servers: &[(&Server, &ServerRoutes<'_>)],
     ) -> Arc<RouteTable> {
         /// Beyond, grouping all is cheaper than looking for each.
         const FEW: usize = if cfg!(test) { 2 } else { 32 };
 
-        let mut table = self.tables.remove(&name).unwrap_or_default();
+        let mut table = self.tables.remove(name).unwrap_or_default();
         table.used = self.compiles;
         let redirects: Vec<Vec<Arc<str>>> = servers.iter().map(|(server, _)| server.redirect_domains()).collect();
         let mut wanted = Vec::new();
         for ((server, routes), redirects) in servers.iter().zip(&redirects) {
-            let https_redirect = server.https_redirect;
+            let https_redirect = server.redirects();
             let hosts = routes.hosts.iter();
             wanted.extend(hosts.map(|host| NewMention {
                 domain: host.domain,
@@ -93,7 +93,7 @@ impl Tables {
             wanted.extend(redirects.iter().map(|domain| NewMention { domain, part: None, https_redirect }));
         }
         let changed = table.follow(&wanted);
-        if !changed.is_empty() || table.table.name != name {
+        if !changed.is_empty() || table.table.name != **name {
             let drafts = if changed.len() <= FEW { table.drafts_of(&changed) } else { table.all_drafts() };
             let is_whole = changed.len() > FEW;
             let mut hosts: Vec<(Arc<str>, Option<Arc<VirtualHost>>)> = Vec::with_capacity(drafts.len());
@@ -101,10 +101,10 @@ impl Tables {
                 let host = self.virtual_host(&mut table, &draft, port);
                 hosts.push((draft.domain, host));
             }
-            table.publish(name.clone(), hosts, is_whole);
+            table.publish(name.to_string(), hosts, is_whole);
         }
         let made = Arc::clone(&table.table);
-        self.tables.insert(name, table);
+        self.tables.insert(Arc::clone(name), table);
         made
     }
 

@@ -143,7 +143,7 @@ impl<'a> Actions<'a> {
             }
         }
         let mirrors = copies.into_iter().map(|(destination, percent, path)| Mirror {
-            cluster: translation.cluster(destination, self.rule, below_spec(path)),
+            cluster: translation.cluster(destination, self.rule.resource, below_spec(path)),
             // Absent means all of them.
             share: percent.map_or(ALWAYS, fraction),
         });
@@ -180,7 +180,7 @@ impl<'a> Actions<'a> {
             let path = below_spec(field.name("destination").path());
             let (request_headers, response_headers) = operations.shared(translation.place.shared);
             clusters.push(WeightedCluster {
-                cluster: translation.cluster(destination, self.rule, path),
+                cluster: translation.cluster(destination, self.rule.resource, path),
                 weight,
                 host_rewrite: operations.authority,
                 request_headers,
@@ -345,7 +345,7 @@ fn fraction(percent: f64) -> Fraction {
 }
 
 /// `spec.http[0]` without `spec.`.
-fn below_spec(path: String) -> String {
+pub(super) fn below_spec(path: String) -> String {
     path.strip_prefix("spec.").map(str::to_owned).unwrap_or(path)
 }
 

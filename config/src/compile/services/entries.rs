@@ -9,7 +9,7 @@ use super::super::protocol::Protocol;
 use super::super::report::{Field, Report};
 use super::super::visibility::visibility;
 use super::super::world::{Object, World};
-use super::{Address, Backend, Backends, Gathering, Service, ServicePort, Workload};
+use super::{Address, Backend, Backends, Gathering, Service, ServiceAccount, ServicePort, Workload};
 use crate::diagnostic::Code;
 use crate::resource::Resource;
 use crate::resource::service_entry::{self, Location, Resolution, ServiceEntry};
@@ -50,6 +50,13 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
             let mut report = Report::default();
             let ports = ports(&entries, &mut report);
             let backends = backends(&host, &entries, &selected, &ports, &mut report);
+            let is_internal = entries[0].spec.location == Location::MeshInternal;
+            let mut subject_alt_names: Vec<Arc<str>> = Vec::new();
+            for name in entries.iter().flat_map(|entry| &entry.spec.subject_alt_names) {
+                if !subject_alt_names.iter().any(|known| **known == **name) {
+                    subject_alt_names.push(name.as_str().into());
+                }
+            }
             Service {
                 identity: Arc::new(ServiceIdentity {
                     host: Arc::clone(&host),
@@ -59,7 +66,9 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
                 ports: ports.into_iter().map(|(port, _)| port).collect(),
                 alias: None,
                 visible: true,
+                speaks_mutual_tls: is_internal && backends.speak_mutual_tls(),
                 backends,
+                subject_alt_names,
                 inputs,
                 diagnostics: report.diagnostics,
             }
@@ -81,7 +90,7 @@ fn ports(entries: &[Object<'_, ServiceEntry>], report: &mut Report) -> Vec<(Serv
             endpoints: _,
             workload_selector: _,
             export_to: _,
-            // Checked where TLS is originated.
+            // Of the service as a whole.
             subject_alt_names: _,
         } = entry.spec;
         let spec = Field::spec(entry.resource);
@@ -132,7 +141,7 @@ fn backends(
         let list = spec.name("endpoints");
         for (i, endpoint) in entry.spec.endpoints.iter().enumerate() {
             let field = list.index(i);
-            match backend(endpoint, endpoint.labels.clone(), None, ports) {
+            match backend(endpoint, endpoint.labels.clone(), None, entry.namespace(), ports) {
                 Some(backend) if is_static && matches!(backend.address, Address::Name(_)) => report.warning(
                     Code::SchemaWarning,
                     field.name("address"),
@@ -145,7 +154,7 @@ fn backends(
     }
     for Workload { entry, labels } in selected {
         let name = Some(Arc::clone(&entry.resource.meta.name));
-        match backend(entry.spec, labels.clone(), name, ports) {
+        match backend(entry.spec, labels.clone(), name, entry.namespace(), ports) {
             Some(backend) if is_static && !matches!(backend.address, Address::Ip(_)) => {}
             Some(backend) => backends.push(backend),
             None => {}
@@ -157,6 +166,7 @@ fn backends(
         labels: BTreeMap::new(),
         weight: 1,
         workload: None,
+        service_account: None,
     };
     let without_endpoints =
         entries.iter().all(|entry| entry.spec.endpoints.is_empty() && entry.spec.workload_selector.is_none());
@@ -177,17 +187,18 @@ fn backend(
     endpoint: &WorkloadEntry,
     labels: BTreeMap<String, String>,
     workload: Option<Arc<str>>,
+    namespace: &Arc<str>,
     ports: &[(ServicePort, u16)],
 ) -> Option<Backend> {
     let WorkloadEntry {
         address,
         ports: named,
         labels: _,
-        // One network is all there is; locality and account tell nothing before there is failover and mutual TLS.
+        // One network is all there is; locality tells nothing before there is failover.
         network: _,
         locality: _,
         weight,
-        service_account: _,
+        service_account,
     } = endpoint;
     if address.is_empty() {
         return None;
@@ -202,5 +213,6 @@ fn backend(
         labels,
         weight: (*weight).max(1),
         workload,
+        service_account: ServiceAccount::new(service_account, namespace),
     })
 }

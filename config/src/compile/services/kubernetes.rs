@@ -11,7 +11,7 @@ use super::super::protocol::Protocol;
 use super::super::report::{Field, Report};
 use super::super::visibility::visibility;
 use super::super::world::{Object, World};
-use super::{Address, Backend, Backends, Gathering, Service, ServicePort, Workload};
+use super::{Address, Backend, Backends, Gathering, Service, ServiceAccount, ServicePort, Workload};
 use crate::diagnostic::Code;
 use crate::resource::kubernetes::{self, EndpointSlice, Endpoints, IntOrString};
 use crate::snapshot::cluster::ServiceIdentity;
@@ -60,6 +60,7 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
                 .filter(|namespace| !namespace.is_empty())
                 .collect();
             let viewer = &gathering.options.namespace;
+            let backends = sources.backends(&host, &mut report);
             Service {
                 identity: Arc::new(ServiceIdentity {
                     host: Arc::clone(&host),
@@ -69,7 +70,9 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
                 ports: sources.ports(),
                 alias: sources.alias(),
                 visible: visibility(&export_to, &gathering.mesh.service_export_to, &meta.namespace, viewer).is_some(),
-                backends: sources.backends(&host, &mut report),
+                speaks_mutual_tls: backends.speak_mutual_tls(),
+                backends,
+                subject_alt_names: Vec::new(),
                 inputs,
                 diagnostics: report.diagnostics,
             }
@@ -134,6 +137,7 @@ impl Sources<'_> {
             labels: BTreeMap::new(),
             weight: 1,
             workload: None,
+            service_account: None,
         }
     }
 
@@ -165,6 +169,7 @@ impl Sources<'_> {
                     labels: labels.clone(),
                     weight: 1,
                     workload: None,
+                    service_account: None,
                 });
             }
         }
@@ -185,6 +190,7 @@ impl Sources<'_> {
                     labels: endpoints.resource.meta.labels.clone(),
                     weight: 1,
                     workload: None,
+                    service_account: None,
                 });
             }
         }
@@ -202,6 +208,7 @@ impl Sources<'_> {
             labels: labels.clone(),
             weight: entry.spec.weight.max(1),
             workload: Some(Arc::clone(&entry.resource.meta.name)),
+            service_account: ServiceAccount::new(&entry.spec.service_account, entry.namespace()),
         });
     }
 

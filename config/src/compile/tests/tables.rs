@@ -57,43 +57,6 @@ fn server_and_virtual_service_hosts_intersect() {
     }
 }
 
-/// §2.3: what becomes of a second server on a port.
-#[test]
-fn servers_share_or_lose_a_port() {
-    let tls = ", tls: {mode: SIMPLE, credentialName: c}";
-    for (first, second, bind, listeners) in [
-        (("HTTP", ""), ("HTTP", ""), "", 1),
-        (("HTTP", ""), ("GRPC", ""), "", 1),
-        (("HTTP", ""), ("HTTP2", ""), "", 1),
-        (("HTTP", ""), ("TCP", ""), "", 1),
-        (("HTTP", ""), ("HTTPS", tls), "", 1),
-        (("TCP", ""), ("HTTP", ""), "", 0),
-        (("HTTPS", tls), ("HTTP", ""), "", 0),
-        (("HTTP", ""), ("HTTP", ""), ", bind: 127.0.0.1", 2),
-        (("TCP", ""), ("HTTP", ""), ", bind: 127.0.0.1", 1),
-    ] {
-        let yaml = gateway("gw", "a", &server(80, first.0, "[a.com]", first.1))
-            + &gateway("gw", "b", &server(80, second.0, "[b.com]", &format!("{}{bind}", second.1)));
-        let compiled = compiled(&yaml);
-        assert_eq!(compiled.snapshot.listeners.len(), listeners, "{first:?} {second:?} {bind}");
-    }
-}
-
-/// A plaintext HTTP server never becomes something else, and others never become plaintext.
-#[test]
-fn unsupported_servers_are_errors_and_open_nothing() {
-    for (protocol, rest, field) in [
-        ("HTTPS", ", tls: {mode: SIMPLE, credentialName: c}", "spec.servers[0].tls"),
-        ("TLS", ", tls: {mode: PASSTHROUGH}", "spec.servers[0].tls"),
-        ("TCP", "", "spec.servers[0].port.protocol"),
-    ] {
-        let compiled = compiled(&gateway("gw", "web", &server(443, protocol, "[a.com]", rest)));
-        assert!(compiled.snapshot.listeners.is_empty());
-        let errors = findings(&compiled, Severity::Error);
-        assert!(matches!(errors.as_slice(), [one] if one.starts_with(&format!("GW0101 {field}:"))), "{errors:?}");
-    }
-}
-
 /// §2.1: selector and scope.
 #[test]
 fn gateways_select_by_labels() {
@@ -589,31 +552,6 @@ fn security_policies_fail_closed() {
         let compiled = compiled(&yaml);
         assert_eq!(compiled.snapshot.refusals.len(), refusals, "{yaml}");
         assert_eq!(findings(&compiled, Severity::Error).len(), refusals, "{yaml}");
-    }
-}
-
-/// TLS to a destination never becomes clear text.
-#[test]
-fn upstream_tls_is_refused() {
-    let spec = "{hosts: [h.com], gateways: [gw/web], http: [{route: [{destination: {host: one}}]}]}";
-    let with = |tls: &str| {
-        let rule = document(
-            "DestinationRule",
-            "n",
-            "r",
-            &format!("spec: {{host: one, trafficPolicy: {{tls: {{mode: {tls}}}}}}}"),
-        );
-        let yaml = gateway("gw", "web", SERVER)
-            + &virtual_service("n", "v", spec)
-            + &service("n", "one", "{name: http, port: 80}")
-            + &rule;
-        compiled(&yaml)
-    };
-    for (mode, refused) in [("SIMPLE", true), ("ISTIO_MUTUAL", true), ("DISABLE", false)] {
-        let compiled = with(mode);
-        let cluster = compiled.snapshot.clusters.values().next().unwrap();
-        assert_eq!(cluster.tls.is_some(), refused, "{mode}");
-        assert_eq!(findings(&compiled, Severity::Error).len(), usize::from(refused), "{mode}");
     }
 }
 

@@ -83,6 +83,17 @@ fn drain_queue(worker: &Rc<Worker>, acceptor: &Arc<Acceptor>, socket: AsyncSocke
 
 fn admit(worker: &Rc<Worker>, acceptor: &Arc<Acceptor>, accepted: Accepted) {
     let gateway = &acceptor.gateway;
+    // TLS and raw TCP are not served here; a closed connection is better than clear text.
+    let state = gateway.state.load();
+    let plaintext =
+        state.listeners.get(&acceptor.key).is_none_or(|chains| {
+            chains.config.filter_chains.iter().all(|chain| {
+                chain.transport == config::snapshot::listener::Transport::Plaintext && chain.http().is_some()
+            })
+        });
+    if !plaintext {
+        return;
+    }
     let Some(permit) = gateway.telemetry.metrics.connections.admit() else { return };
     let (transport, remote) = match accepted {
         Accepted::Tcp(stream, remote) => {

@@ -32,6 +32,7 @@ struct Anchors {
     anchors: Vec<TrustAnchor<'static>>,
     /// Of the anchor in the same place.
     limits: Vec<Limits>,
+    has_namesakes: bool,
     certificates: AHashSet<[u8; 32]>,
     subjects: Vec<DistinguishedName>,
 }
@@ -42,6 +43,10 @@ pub(crate) struct Limits {
     pub(crate) not_after: SystemTime,
     /// How many CAs may stand between it and the leaf.
     pub(crate) path_length: Option<u32>,
+    /// SHA-256 of its certificate.
+    pub(crate) sha256: [u8; 32],
+    /// The name, as in certificates.
+    pub(crate) subject: Box<[u8]>,
 }
 
 pub(crate) struct Crl {
@@ -110,9 +115,19 @@ impl Authority {
     }
 
     /// The limits of one of [`Authority::anchors`].
-    pub(crate) fn limits(&self, anchor: &TrustAnchor<'_>) -> Option<&Limits> {
+    pub(crate) fn limits_of(&self, anchor: &TrustAnchor<'_>) -> Option<&Limits> {
         let position = self.anchors().iter().position(|candidate| std::ptr::eq(candidate, anchor))?;
-        self.anchors.limits.get(position)
+        self.limits().get(position)
+    }
+
+    /// The limits of [`Authority::anchors`], in the same order.
+    pub(crate) fn limits(&self) -> &[Limits] {
+        &self.anchors.limits
+    }
+
+    /// Whether two trust anchors have the same name.
+    pub(crate) fn has_namesakes(&self) -> bool {
+        self.anchors.has_namesakes
     }
 
     /// Whether `der` is one of the bundle's certificates.
@@ -145,18 +160,22 @@ impl Anchors {
         let mut anchors = Self {
             anchors: Vec::with_capacity(bundle.len()),
             limits: Vec::with_capacity(bundle.len()),
+            has_namesakes: false,
             certificates: AHashSet::with_capacity(bundle.len()),
             subjects: Vec::with_capacity(bundle.len()),
         };
         for (index, der) in bundle.iter().enumerate() {
             anchors.add(der).map_err(|_| Error::Anchor(index + 1))?;
         }
+        let names: AHashSet<&[u8]> = anchors.limits.iter().map(|limits| &*limits.subject).collect();
+        anchors.has_namesakes = names.len() < anchors.limits.len();
         Ok(anchors)
     }
 
     fn add(&mut self, der: &CertificateDer<'_>) -> Result<(), Error> {
         let parsed = certificate::parse(der)?;
-        if !self.certificates.insert(certificate::sha256(der)) {
+        let sha256 = certificate::sha256(der);
+        if !self.certificates.insert(sha256) {
             return Ok(());
         }
         self.subjects.push(parsed.subject().as_raw().to_vec().into());
@@ -164,14 +183,16 @@ impl Anchors {
         if !is_authority(&parsed) {
             return Ok(());
         }
+        let anchor = anchor_from_trusted_cert(der).map_err(|_| Error::NotACertificate)?;
+        self.anchors.push(anchor.to_owned());
         let constraints = parsed.basic_constraints().ok().flatten();
         self.limits.push(Limits {
             not_before: certificate::time(parsed.validity().not_before.timestamp()),
             not_after: certificate::time(parsed.validity().not_after.timestamp()),
             path_length: constraints.and_then(|constraints| constraints.value.path_len_constraint),
+            sha256,
+            subject: parsed.subject().as_raw().into(),
         });
-        let anchor = anchor_from_trusted_cert(der).map_err(|_| Error::NotACertificate)?;
-        self.anchors.push(anchor.to_owned());
         Ok(())
     }
 }

@@ -262,7 +262,7 @@ fn check_list(certificate: &Certificate, allowed: &[Arc<str>]) -> Result<(), Err
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, SanType, SerialNumber};
+    use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber};
     use rustls::crypto::aws_lc_rs::default_provider;
     use rustls::version::{TLS12, TLS13};
     use rustls::{AlertDescription, SupportedProtocolVersion};
@@ -365,10 +365,18 @@ mod tests {
             parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any];
         };
         assert_eq!(check(any_only), UNSUPPORTED);
+        let encipher_only = |parameters: &mut CertificateParams| {
+            parameters.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
+        };
+        assert_eq!(check(encipher_only), UNSUPPORTED);
+        let sign = |parameters: &mut CertificateParams| {
+            parameters.key_usages = vec![KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::DigitalSignature];
+        };
+        assert_eq!(check(sign), None);
     }
 
     #[test]
-    fn trust_anchors_have_a_time_and_a_path_length() {
+    fn limits_of_authorities() {
         let old = Ca::with("old", |parameters| lasting(parameters, -10, -5));
         let leaf = old.leaf(client_parameters()).credential(&[]);
         assert_eq!(alert(bundle(&[&old], &[]), &ClientRules::default(), leaf), EXPIRED);
@@ -467,6 +475,19 @@ mod tests {
         assert_eq!(check(&[root.crl(-1, 1, &[99]), middle.crl(-1, 1, &[])]), REVOKED);
         assert_eq!(check(&[root.crl(-1, 1, &[]), middle.crl(-1, 1, &[7])]), REVOKED);
         assert_eq!(check(&[root.crl(1, 2, &[]), middle.crl(-1, 1, &[])]), EXPIRED);
+
+        // Two CAs of one name, each with its list.
+        let next = Ca::new("root");
+        let crls = [root.crl(-1, 1, &[7]), next.crl(-1, 1, &[8])];
+        for crls in [crls.clone(), [crls[1].clone(), crls[0].clone()]] {
+            let check = |ca: &Ca, number| {
+                alert(bundle(&[&root, &next], &crls), &rules, ca.leaf(serial(number)).credential(&[]))
+            };
+            assert_eq!(check(&root, 8), None);
+            assert_eq!(check(&next, 7), None);
+            assert_eq!(check(&root, 7), REVOKED);
+            assert_eq!(check(&next, 8), REVOKED);
+        }
 
         // Without a certificate there is nothing to look up.
         let authority = Arc::new(bundle(&[&root], &[root.crl(-1, 1, &[])]));

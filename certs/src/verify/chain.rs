@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::{CertificateError, OtherError};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
     UnknownStatusPolicy, VerifiedPath,
@@ -13,7 +13,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::x509::X509Version;
 
-use crate::authority::{Authority, is_authority};
+use crate::authority::{Authority, Crl, is_authority};
 use crate::certificate;
 use crate::signature::{self, Signed};
 
@@ -54,13 +54,35 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn usual(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), CertificateError> {
+        let now = self.time();
+        let current: Vec<&Crl> = self.authority.crls().iter().filter(|crl| crl.this_update <= now).collect();
+        let result = if current.is_empty() || !self.authority.has_namesakes() {
+            self.path(leaf, intermediates, self.authority.anchors(), current.iter().copied())
+        } else {
+            self.by_anchor(leaf, intermediates, &current)
+        };
+        match result.map_err(translate) {
+            Ok(()) => self.own_key_usage(),
+            // A list that will be valid in future says more than none.
+            Err(CertificateError::UnknownRevocationStatus) if self.future_list(intermediates) => {
+                Err(CertificateError::NotValidYet)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn path<'c>(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        anchors: &[TrustAnchor<'static>],
+        crls: impl Iterator<Item = &'c Crl>,
+    ) -> Result<(), webpki::Error> {
         let usage = match self.purpose {
             Purpose::Client => KeyUsage::client_auth(),
             Purpose::Server => KeyUsage::server_auth(),
         };
-        let now = self.time();
-        let crls: Vec<&CertRevocationList<'_>> =
-            self.authority.crls().iter().filter(|crl| crl.this_update <= now).map(|crl| &crl.list).collect();
+        let crls: Vec<&CertRevocationList<'_>> = crls.map(|crl| &crl.list).collect();
         let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
             options
                 .with_depth(RevocationCheckDepth::Chain)
@@ -70,33 +92,44 @@ impl Check<'_> {
         });
         let unchecked = revocation.is_none() && !self.authority.crls().is_empty();
 
-        let leaf = EndEntityCert::try_from(leaf).map_err(translate)?;
-        let path = leaf.verify_for_usage(
-            signature::algorithms().all,
-            self.authority.anchors(),
-            intermediates,
-            self.now,
-            usage,
-            revocation,
-            Some(&|path| self.limits(path)),
-        );
-        let unknown = match path {
-            Ok(_) => unchecked.then_some(CertificateError::UnknownRevocationStatus),
-            Err(error) => Some(translate(error)),
-        };
-        match unknown {
-            None => Ok(()),
-            // A list that will be valid in future says more than none.
-            Some(CertificateError::UnknownRevocationStatus) if self.future_list(intermediates) => {
-                Err(CertificateError::NotValidYet)
-            }
-            Some(error) => Err(error),
-        }
+        let leaf = EndEntityCert::try_from(leaf)?;
+        let algorithms = signature::algorithms().all;
+        let limits: &dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error> = &|path| self.limits(path);
+        leaf.verify_for_usage(algorithms, anchors, intermediates, self.now, usage, revocation, Some(limits))?;
+        // There are lists, but not yet.
+        if unchecked { Err(webpki::Error::UnknownRevocationStatus) } else { Ok(()) }
     }
 
-    /// What webpki leaves out: trust anchors have a time and a path length, too.
+    /// webpki looks at one list of a name. Where two CAs have the same name, as when one follows the other, that may be
+    /// the other's: so each CA is tried with its own lists.
+    fn by_anchor(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        crls: &[&Crl],
+    ) -> Result<(), webpki::Error> {
+        let mut refusal = webpki::Error::UnknownIssuer;
+        for (anchor, limits) in self.authority.anchors().iter().zip(self.authority.limits()) {
+            let own =
+                crls.iter().copied().filter(|crl| crl.issuer != limits.subject || crl.signers.contains(&limits.sha256));
+            match self.path(leaf, intermediates, std::slice::from_ref(anchor), own) {
+                Ok(()) => return Ok(()),
+                Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {}
+                Err(error) => refusal = error,
+            }
+        }
+        Err(refusal)
+    }
+
+    /// What webpki leaves out: trust anchors have a time and a path length, too, and a CA's key usage counts.
     fn limits(&self, path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
-        let Some(limits) = self.authority.limits(path.anchor()) else { return Ok(()) };
+        for intermediate in path.intermediate_certificates() {
+            if !certificate::parse(&intermediate.der()).is_ok_and(|certificate| is_authority(&certificate)) {
+                return Err(webpki::Error::EndEntityUsedAsCa);
+            }
+        }
+        let anchor = path.anchor();
+        let Some(limits) = self.authority.limits_of(anchor) else { return Err(webpki::Error::UnknownIssuer) };
         let now = self.time();
         if now < limits.not_before {
             return Err(webpki::Error::CertNotValidYet { time: self.now, not_before: unix(limits.not_before) });
@@ -202,7 +235,17 @@ impl Check<'_> {
                 _ => {}
             }
         }
-        Ok(())
+        self.own_key_usage()
+    }
+
+    /// The key must be for what TLS does with it, if it says what it is for. webpki does not look.
+    fn own_key_usage(&self) -> Result<(), CertificateError> {
+        let usage = self.parsed.key_usage().map_err(|_| CertificateError::BadEncoding)?;
+        let suits = usage.is_none_or(|usage| {
+            let signs = usage.value.digital_signature() || usage.value.key_agreement();
+            signs || self.purpose == Purpose::Server && usage.value.key_encipherment()
+        });
+        if suits { Ok(()) } else { Err(CertificateError::InvalidPurpose) }
     }
 
     /// Whether one of the issuers has a CRL that is not valid yet.

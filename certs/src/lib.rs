@@ -16,6 +16,9 @@ pub mod certificate;
 pub mod choice;
 pub mod credential;
 mod error;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod mutations;
 mod ocsp;
 mod pem;
 #[cfg(test)]

@@ -72,7 +72,7 @@ fn unpadded(serial: &[u8]) -> &[u8] {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, LazyLock};
     use std::time::Duration;
 
     use rcgen::{PublicKeyData, SerialNumber};
@@ -189,6 +189,23 @@ mod tests {
         for junk in [b"junk".as_slice(), &good[1..], &good[..good.len() - 1], &[&good[..], b"\0"].concat(), &try_later]
         {
             assert_eq!(stapled(&leaf, &ca, junk).map(drop), Err(Error::Staple));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn damaged_staples(place: proptest::sample::Index, value: u8) {
+            static SOUND: LazyLock<(Ca, Leaf, Vec<u8>)> = LazyLock::new(|| {
+                let ca = Ca::new("ca");
+                let (leaf, staple) = (leaf(&ca), answer(&ca).der());
+                (ca, leaf, staple)
+            });
+            let (ca, leaf, staple) = &*SOUND;
+            let mut staple = staple.clone();
+            let place = place.index(staple.len());
+            staple[place] = value;
+            // It must not panic.
+            let _ = stapled(leaf, ca, &staple);
         }
     }
 }

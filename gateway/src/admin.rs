@@ -3,7 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -12,16 +13,19 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use certs::certificate::SubjectAltName;
 use config::accept::FileStatus;
 use config::diagnostic::Diagnostic;
-use config::load::Loader;
 use config::snapshot::{ResourceName, render};
 use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use crate::listener::ListenerReport;
+use crate::reload::Sources;
+use crate::tls::credentials::CredentialReport;
 use crate::worker::Gateway;
 
 /// Whether this gateway should get traffic.
@@ -62,7 +66,7 @@ pub struct Admin {
     pub readiness: Readiness,
     /// Findings of the last reload.
     pub diagnostics: ArcSwap<Arc<[Diagnostic]>>,
-    loader: Arc<Mutex<Loader>>,
+    sources: Sources,
     listeners: Arc<ArcSwap<Vec<ListenerReport>>>,
 }
 
@@ -88,13 +92,9 @@ pub struct Unavailable {
 
 impl Admin {
     /// Nothing loaded yet.
-    pub fn new(
-        gateway: Arc<Gateway>,
-        loader: Arc<Mutex<Loader>>,
-        listeners: Arc<ArcSwap<Vec<ListenerReport>>>,
-    ) -> Arc<Self> {
+    pub fn new(gateway: Arc<Gateway>, sources: Sources, listeners: Arc<ArcSwap<Vec<ListenerReport>>>) -> Arc<Self> {
         let (readiness, diagnostics) = (Readiness::default(), ArcSwap::default());
-        Arc::new(Self { gateway, readiness, diagnostics, loader, listeners })
+        Arc::new(Self { gateway, readiness, diagnostics, sources, listeners })
     }
 
     /// Opens the ports and serves them until the runtime ends; where they are.
@@ -108,6 +108,7 @@ impl Admin {
             .route("/ready", get(ready))
             .route("/config/status", get(config_status))
             .route("/config/routes", get(config_routes))
+            .route("/certs", get(certs))
             .route("/stats/prometheus", get(metrics))
             .fallback(unknown_path);
         let status = Router::new().route("/healthz/ready", get(healthz));
@@ -140,9 +141,10 @@ impl Admin {
 }
 
 /// One line for each page.
-const PAGES: [(&str, &str); 6] = [
+const PAGES: [(&str, &str); 7] = [
     ("/", "this list"),
     ("/help", "this list"),
+    ("/certs", "certificates in use, the soonest to expire first, as JSON"),
     ("/config/status", "every file, resource, diagnostic and listener, as JSON"),
     ("/config/routes", "what the configuration compiles to: listeners, hosts, routes in order, clusters, as JSON"),
     ("/ready", "200 if this gateway should get traffic"),
@@ -185,7 +187,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn config_status(State(admin): State<Arc<Admin>>) -> Response {
     // The loader may be at work.
-    rendered(move || json(&ConfigStatus::new(&admin))).await
+    rendered(move || as_json(&ConfigStatus::new(&admin))).await
 }
 
 /// `/config/status`.
@@ -223,7 +225,7 @@ struct RefusalState {
 
 impl ConfigStatus {
     fn new(admin: &Admin) -> Self {
-        let files = admin.loader.lock().unwrap_or_else(PoisonError::into_inner).status();
+        let files = admin.sources.loader.lock().unwrap_or_else(PoisonError::into_inner).status();
         let state = admin.gateway.state.load_full();
         let refusals = state
             .snapshot
@@ -255,7 +257,70 @@ impl From<FileStatus> for FileState {
 
 async fn config_routes(State(admin): State<Arc<Admin>>) -> Response {
     let state = admin.gateway.state.load_full();
-    rendered(move || json(&render::json(&state.snapshot))).await
+    rendered(move || as_json(&render::json(&state.snapshot))).await
+}
+
+async fn certs(State(admin): State<Arc<Admin>>) -> Response {
+    // A refresh may be at work.
+    rendered(move || {
+        let reports = admin.sources.credentials.lock().unwrap_or_else(PoisonError::into_inner).report(usize::MAX);
+        let now = SystemTime::now();
+        as_json(&Certs { certificates: reports.iter().map(|report| CertState::new(report, now)).collect() })
+    })
+    .await
+}
+
+/// `/certs`, as Envoy's.
+#[derive(Serialize)]
+struct Certs {
+    certificates: Vec<CertState>,
+}
+
+#[derive(Serialize)]
+struct CertState {
+    ca_cert: Vec<CertDetails>,
+    cert_chain: Vec<CertDetails>,
+}
+
+#[derive(Serialize)]
+struct CertDetails {
+    path: String,
+    serial_number: String,
+    subject_alt_names: Vec<Value>,
+    days_until_expiration: String,
+    valid_from: String,
+    expiration_time: String,
+}
+
+impl CertState {
+    fn new(report: &CredentialReport, now: SystemTime) -> Self {
+        let subject_alt_names = report.subject_alt_names.iter().filter_map(|name| match name {
+            SubjectAltName::Dns(name) => Some(json!({ "dns": name })),
+            SubjectAltName::Uri(uri) => Some(json!({ "uri": uri })),
+            SubjectAltName::Ip(address) => Some(json!({ "ip_address": address })),
+            // Envoy leaves them out.
+            SubjectAltName::Email(_) => None,
+        });
+        let days = report.not_after.duration_since(now).map_or(0, |left| left.as_secs() / 86_400);
+        let details = vec![CertDetails {
+            path: report.name.clone(),
+            serial_number: report.serial.clone(),
+            subject_alt_names: subject_alt_names.collect(),
+            days_until_expiration: days.to_string(),
+            valid_from: timestamp(report.not_before),
+            expiration_time: timestamp(report.not_after),
+        }];
+        if report.is_authority {
+            Self { ca_cert: details, cert_chain: Vec::new() }
+        } else {
+            Self { ca_cert: Vec::new(), cert_chain: details }
+        }
+    }
+}
+
+/// RFC 3339; empty for a time that can't be said in it.
+fn timestamp(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map(|time| time.to_string()).unwrap_or_default()
 }
 
 /// Renders a page that is as large as the configuration, where it holds up nothing else.
@@ -264,7 +329,7 @@ async fn rendered(render: impl FnOnce() -> Response + Send + 'static) -> Respons
     page.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")))
 }
 
-fn json(page: &impl Serialize) -> Response {
+fn as_json(page: &impl Serialize) -> Response {
     match serde_json::to_string_pretty(page) {
         Ok(body) => respond(StatusCode::OK, "application/json", body),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
@@ -284,7 +349,8 @@ fn respond(status: StatusCode, content_type: &'static str, body: String) -> Resp
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use serde_json::Value;
+    use config::load::Loader;
+    use std::sync::Mutex;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
@@ -294,7 +360,8 @@ mod tests {
     async fn admin() -> (Arc<Admin>, Addresses) {
         let gateway = Arc::new(Gateway::new(Telemetry::default()));
         let loader = Loader::new([], config::compile::Options::default());
-        let admin = Admin::new(gateway, Arc::new(Mutex::new(loader)), Arc::default());
+        let sources = Sources { loader: Arc::new(Mutex::new(loader)), credentials: Arc::default() };
+        let admin = Admin::new(gateway, sources, Arc::default());
         let any = Some("127.0.0.1:0".parse().unwrap());
         let bound = admin.serve(&Addresses { admin: any, status: any, metrics: any }).await.unwrap();
         (admin, bound)
@@ -332,6 +399,7 @@ mod tests {
             (bound.admin, "/help", 200),
             (bound.admin, "/config/status", 200),
             (bound.admin, "/config/routes", 200),
+            (bound.admin, "/certs", 200),
             (bound.admin, "/stats/prometheus", 200),
             (bound.admin, "/nope", 404),
             (bound.metrics, "/stats/prometheus", 200),

@@ -19,6 +19,7 @@ use gateway::admin::Addresses;
 use gateway::demo::DemoOptions;
 use gateway::echo::EchoOptions;
 use gateway::listener::DefaultAddresses;
+use gateway::tls::credentials::{IdentityPlaces, Places};
 use gateway::{Options, Shutdown, StartFailure, demo, echo};
 use tracing_subscriber::EnvFilter;
 
@@ -103,18 +104,25 @@ struct RunArgs {
     #[command(flatten)]
     identity: IdentityArgs,
 
-    /// Directory of mounted secrets, DIR/CREDENTIAL/KEY; may be repeated. Kept for TLS servers, which this
-    /// version does not serve
-    #[arg(long, value_name = "DIR", env = "FAIRLEAD_CERTS", value_delimiter = ',', help_heading = "Credentials")]
-    certs: Vec<PathBuf>,
-    /// Directory of this workload's certificate, key and root. Kept for mutual TLS, which this version does not speak
-    #[arg(long = "identity", value_name = "DIR", env = "FAIRLEAD_IDENTITY", help_heading = "Credentials")]
-    identity_directory: Option<PathBuf>,
-
+    #[command(flatten)]
+    credentials: CredentialArgs,
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
     logging: LoggingArgs,
+}
+
+/// Where certificates and keys are, besides the Secrets of the configuration.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Credentials")]
+struct CredentialArgs {
+    /// Directory of mounted secrets, DIR/CREDENTIAL/KEY, as in DIR/shop-cert/tls.crt; may be repeated
+    #[arg(long, value_name = "DIR", env = "FAIRLEAD_CERTS", value_delimiter = ',')]
+    certs: Vec<PathBuf>,
+    /// Directory of this workload's certificate, key and roots: cert-chain.pem, key.pem, root-cert.pem [default:
+    /// /etc/certs or /var/run/secrets/workload-spiffe-credentials, or as $ISTIO_META_TLS_CLIENT_CERT_CHAIN says]
+    #[arg(long = "identity", value_name = "DIR", env = "FAIRLEAD_IDENTITY")]
+    identity_directory: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -184,6 +192,8 @@ struct ValidateArgs {
     format: output::FindingsFormat,
     #[command(flatten)]
     identity: IdentityArgs,
+    #[command(flatten)]
+    credentials: CredentialArgs,
 }
 
 #[derive(Debug, Args)]
@@ -207,8 +217,11 @@ impl Cli {
         match self.command {
             Command::Run(arguments) => run(*arguments),
             Command::Validate(arguments) => {
-                let ValidateArgs { directories, strict, format, identity } = arguments;
-                with_identity(identity, |identity| output::validate(&directories, identity, strict, format))
+                let ValidateArgs { directories, strict, format, identity, credentials } = arguments;
+                with_identity(identity, |identity| match credentials.places(&identity) {
+                    Ok(places) => output::validate(&directories, identity, places, strict, format),
+                    Err(error) => complain(&error, WRONG_USE),
+                })
             }
             Command::Routes(arguments) => {
                 let RoutesArgs { directories, format, identity } = arguments;
@@ -241,9 +254,6 @@ fn run(arguments: RunArgs) -> ExitCode {
         return complain(&format!("--log: {error}"), WRONG_USE);
     }
     initialize_log(&arguments.logging.log, arguments.logging.log_format);
-    if !arguments.certs.is_empty() || arguments.identity_directory.is_some() {
-        tracing::warn!("--certs and --identity have no effect: this version does not serve TLS");
-    }
     let options = match arguments.into_options() {
         Ok(options) => options,
         Err(error) => return complain(&error, WRONG_USE),
@@ -262,7 +272,7 @@ fn run(arguments: RunArgs) -> ExitCode {
 
 impl RunArgs {
     fn into_options(self) -> Result<Options, String> {
-        let Self { config, accept_invalid, identity, certs: _, identity_directory: _, network, logging } = self;
+        let Self { config, accept_invalid, identity, credentials, network, logging } = self;
         let NetworkArgs { bind, admin, status, metrics, workers, http2_websocket, ready_file } = network;
         let access_log = logging.access_log.map(|choice| match choice {
             AccessLog::Off => AccessLogChoice::Off,
@@ -270,9 +280,11 @@ impl RunArgs {
             AccessLog::Json => AccessLogChoice::Json,
         });
         let cpus = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let identity = identity.resolve(access_log)?;
         Ok(Options {
             roots: config,
-            identity: identity.resolve(access_log)?,
+            credentials: credentials.places(&identity)?,
+            identity,
             accept_invalid,
             bind: if bind.is_empty() { DefaultAddresses::Any } else { DefaultAddresses::Given(bind) },
             ports: Addresses { admin: admin.0, status: status.0, metrics: metrics.0 },
@@ -289,6 +301,24 @@ impl RunArgs {
                 minimum: value::from_environment("MINIMUM_DRAIN_DURATION", value::duration)?
                     .unwrap_or(DEFAULT_MINIMUM_DRAIN),
             },
+        })
+    }
+}
+
+impl CredentialArgs {
+    fn places(self, identity: &Identity) -> Result<Places, String> {
+        let Self { certs, identity_directory } = self;
+        // The operating system names changed files as it was told the directories.
+        let absolute =
+            |path: PathBuf| std::path::absolute(&path).map_err(|error| format!("{}: {error}", path.display()));
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Ok(Places {
+            mounts: certs.into_iter().map(absolute).collect::<Result<_, _>>()?,
+            identity: match identity_directory {
+                Some(directory) => IdentityPlaces::below(&absolute(directory)?),
+                None => IdentityPlaces::of_platform(variable),
+            },
+            namespace: identity.namespace.clone(),
         })
     }
 }

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use crate::admin::Addresses;
 use crate::echo::{self, EchoOptions};
 use crate::listener::DefaultAddresses;
+use crate::tls::credentials::Places;
 use crate::{Options, Running, Shutdown, StartFailure, start};
 
 /// Options of `fairlead demo`.
@@ -81,6 +82,7 @@ fn free_port() -> u16 {
 
 fn gateway(directory: &Path, port: u16) -> Options {
     Options {
+        credentials: Places::default(),
         roots: vec![directory.to_owned()],
         identity: Identity {
             port_map: [(80, port)].into(),

@@ -34,12 +34,13 @@ use tracing::info;
 
 use admin::{Admin, Unavailable};
 use listener::{DefaultAddresses, ListenerReport, Listeners};
-use reload::{ReadyFile, Reloader};
+use reload::{ReadyFile, Reloader, Sources};
 use server::Workers;
 use state::State;
 use telemetry::Telemetry;
 use telemetry::access_log::AccessLogger;
 use telemetry::metrics::Source;
+use tls::credentials::{Credentials, Places};
 use upstream::dns::{SystemLookup, resolve};
 use worker::Gateway;
 
@@ -50,6 +51,8 @@ pub struct Options {
     pub roots: Vec<PathBuf>,
     /// Who we are, for the compiler of the configuration.
     pub identity: Identity,
+    /// Where certificates and keys are, besides the configuration.
+    pub credentials: Places,
     /// Start although some documents are invalid.
     pub accept_invalid: bool,
     /// Addresses of servers without `bind`.
@@ -117,6 +120,7 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
     let Options {
         roots,
         identity,
+        credentials,
         accept_invalid,
         bind,
         ports,
@@ -146,21 +150,24 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
     }
     let workers = Workers::start(&gateway, workers)?;
     let listeners = Listeners::new(Arc::clone(&gateway), workers, bind);
-    let loader = Arc::new(Mutex::new(Loader::new(roots.clone(), identity)));
-    let admin = Admin::new(Arc::clone(&gateway), Arc::clone(&loader), listeners.report());
+    let sources = Sources {
+        loader: Arc::new(Mutex::new(Loader::new(roots.clone(), identity))),
+        credentials: Arc::new(Mutex::new(Credentials::new(credentials))),
+    };
+    let admin = Admin::new(Arc::clone(&gateway), sources.clone(), listeners.report());
     let ports = admin.serve(&ports).await?;
 
     let (states, receiver) = watch::channel(Arc::<State>::default());
     let ready_file = ready_file.map(|path| ReadyFile::new(path, ports));
     let mut reloader =
-        Reloader::new(Arc::clone(&gateway), Arc::clone(&admin), loader, roots, listeners, states, ready_file);
+        Reloader::new(Arc::clone(&gateway), Arc::clone(&admin), sources, roots, listeners, states, ready_file);
     let begin = Instant::now();
-    let loaded = reloader.load().await;
-    if !accept_invalid && loaded.has_errors() {
-        return Err(StartFailure::Invalid(loaded.diagnostics));
+    let update = reloader.load().await;
+    if !accept_invalid && update.loaded.has_errors() {
+        return Err(StartFailure::Invalid(update.diagnostics));
     }
     tokio::spawn(resolve(Arc::clone(&gateway), receiver, SystemLookup::default()));
-    reloader.apply(&loaded, begin).await;
+    reloader.apply(&update, begin).await;
     admin.readiness.serving();
     reloader.write_ready_file();
     Ok(Running { gateway, admin, reloader, shutdown, signals, ports })

@@ -1,12 +1,13 @@
 //! Hot reload: a change of files becomes a new state, swapped in one step; or the old one stays, and operators hear why.
 //!
 //! ```text
-//! watch ▶ debounce ▶ load (off the request path) ▶ State::build ▶ swap ▶ listeners follow ▶ names follow
+//! watch ▶ debounce ▶ load, refresh credentials (off the request path) ▶ State::build ▶ swap ▶ listeners follow ▶ names follow
 //! ```
 
 mod ready_file;
 mod watch;
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,13 +26,16 @@ use crate::admin::Admin;
 use crate::listener::Listeners;
 use crate::state::State;
 use crate::telemetry::metrics::ReloadOutcome;
-use crate::tls::credentials::Credentials;
+use crate::tls::credentials::{Credentials, Refreshed, Watched};
 use crate::worker::Gateway;
 pub use ready_file::ReadyFile;
 use watch::{Changes, Watch};
 
 /// How often everything is looked at although no event came. Source: design, Reload rule 1.
 const POLL: Duration = Duration::from_secs(5);
+
+/// Certificates whose end the metrics tell, the soonest first.
+const MAX_CERTIFICATES: usize = 100;
 
 /// How often an address that can't be bound is tried again.
 const BIND_RETRY: Duration = Duration::from_secs(1);
@@ -41,43 +45,87 @@ const BIND_RETRY: Duration = Duration::from_secs(1);
 pub struct Reloader {
     gateway: Arc<Gateway>,
     admin: Arc<Admin>,
-    /// Locked while a load is under way.
-    loader: Arc<Mutex<Loader>>,
+    sources: Sources,
     roots: Vec<PathBuf>,
     /// The sockets, which are also drained and closed when the process ends.
     pub listeners: Listeners,
-    credentials: Credentials,
     states: channel::Sender<Arc<State>>,
     ready_file: Option<ReadyFile>,
+    /// As of the last load.
+    last: Option<Update>,
     /// What has been logged already.
     diagnostics: Arc<[Diagnostic]>,
 }
 
+/// Where everything is read from. Locked while a load is under way.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The configuration.
+    pub loader: Arc<Mutex<Loader>>,
+    /// Certificates, keys and CAs.
+    pub credentials: Arc<Mutex<Credentials>>,
+}
+
+/// What a load has come to.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// The configuration.
+    pub loaded: Loaded,
+    /// What became of credentials.
+    pub refreshed: Refreshed,
+    /// Everything there is to say, by file and line.
+    pub diagnostics: Arc<[Diagnostic]>,
+}
+
+impl Update {
+    /// Whether there is something else to serve, or to say about files.
+    fn is_news(&self) -> bool {
+        self.loaded.changed || self.loaded.summary.files > 0 || !self.refreshed.changed.is_empty()
+    }
+}
+
+/// What may have changed.
+#[derive(Debug, Default)]
+struct Change {
+    config: Changes,
+    credentials: Changes,
+}
+
+impl Change {
+    fn anything() -> Self {
+        let all = || Changes { unknown: true, structure: true, ..Changes::default() };
+        Self { config: all(), credentials: all() }
+    }
+}
+
 impl Reloader {
-    /// A reloader of `loader`, which has loaded nothing yet from `roots`. Each new state is sent to `states`.
+    /// A reloader of `sources`, which have loaded nothing yet; the configuration's are `roots`. Each new state is sent to
+    /// `states`.
     pub fn new(
         gateway: Arc<Gateway>,
         admin: Arc<Admin>,
-        loader: Arc<Mutex<Loader>>,
+        sources: Sources,
         roots: Vec<PathBuf>,
         listeners: Listeners,
         states: channel::Sender<Arc<State>>,
         ready_file: Option<ReadyFile>,
     ) -> Self {
-        let (credentials, diagnostics) = (Credentials::default(), Arc::default());
-        Self { gateway, admin, loader, roots, listeners, credentials, states, ready_file, diagnostics }
+        let (last, diagnostics) = (None, Arc::default());
+        Self { gateway, admin, sources, roots, listeners, states, ready_file, last, diagnostics }
     }
 
     /// Loads everything for the first time, without serving it; what is wrong with it.
-    pub async fn load(&mut self) -> Loaded {
-        self.load_changes(Changes { unknown: true, ..Changes::default() }).await
+    pub async fn load(&mut self) -> Update {
+        self.load_changes(Change::anything()).await
     }
 
-    /// Serves `loaded` from here on; whether listeners came or went. `begin` is when the change was noticed.
-    pub async fn apply(&mut self, loaded: &Loaded, begin: Instant) -> bool {
+    /// Serves `update` from here on; whether listeners came or went. `begin` is when the change was noticed.
+    pub async fn apply(&mut self, update: &Update, begin: Instant) -> bool {
+        let Update { loaded, refreshed, diagnostics } = update;
         let loading = begin.elapsed();
         let previous = self.gateway.state.load_full();
-        let state = Arc::new(State::build(Arc::clone(&loaded.snapshot), &self.credentials, &previous));
+        let state = State::build(Arc::clone(&loaded.snapshot), &lock(&self.sources.credentials), &previous);
+        let state = Arc::new(state);
         let building = begin.elapsed() - loading;
         self.gateway.state.store(Arc::clone(&state));
         // Nobody resolves names any more when the process ends.
@@ -87,14 +135,13 @@ impl Reloader {
 
         let outcome = ReloadOutcome {
             generation: state.generation,
-            errors: count(&loaded.diagnostics, Severity::Error),
-            warnings: count(&loaded.diagnostics, Severity::Warning),
+            errors: count(diagnostics, Severity::Error),
+            warnings: count(diagnostics, Severity::Warning),
             refusals: state.snapshot.refusals.len(),
             duration,
         };
         self.gateway.telemetry.metrics.reloads.record(&outcome);
-        self.admin.diagnostics.store(Arc::new(Arc::clone(&loaded.diagnostics)));
-        self.log_news(&loaded.diagnostics);
+        self.publish(update);
         for refusal in &state.snapshot.refusals {
             error!(resource = %refusal.resource, reason = refusal.reason, "refusing all requests: a policy can't be enforced");
         }
@@ -105,6 +152,7 @@ impl Reloader {
             updated = loaded.summary.updated.len(),
             removed = loaded.summary.removed.len(),
             files = loaded.summary.files,
+            credentials = refreshed.changed.len(),
             errors = outcome.errors,
             warnings = outcome.warnings,
             listeners = state.listeners.len(),
@@ -119,31 +167,38 @@ impl Reloader {
         moved
     }
 
+    /// Tells operators what is to be said about `update`.
+    fn publish(&mut self, update: &Update) {
+        let Update { loaded: _, refreshed: Refreshed { changed, kept, news: _ }, diagnostics } = update;
+        self.admin.diagnostics.store(Arc::new(Arc::clone(diagnostics)));
+        self.log_news(diagnostics);
+        if !changed.is_empty() || !kept.is_empty() {
+            info!(changed = %Names(changed), kept = %Names(kept), "credentials");
+            let soonest = lock(&self.sources.credentials).report(MAX_CERTIFICATES);
+            self.gateway.telemetry.metrics.certificates.set(soonest.into_iter().map(Into::into).collect());
+        }
+    }
+
     /// Follows changes until the future is dropped.
     ///
     /// # Errors
     /// When the operating system refuses signals. Without events for files, the poll goes on.
     pub async fn follow(&mut self) -> io::Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut watch = match Watch::new(&self.roots) {
-            Ok(watch) => Some(watch),
-            Err(error) => {
-                warn!(%error, "no events for files; looking every 5 s instead");
-                None
-            }
-        };
+        let mut watches = Watches { config: watch(&self.roots), credentials: watch(&[]), following: None };
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = interval(BIND_RETRY);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick of the poll comes at once: it finds what changed between the first load and the first watch.
         loop {
-            let changes = tokio::select! {
-                changes = next_changes(&mut watch) => changes,
-                _ = poll.tick() => Changes { unknown: true, structure: true, ..Changes::default() },
+            let change = tokio::select! {
+                config = next_changes(&mut watches.config) => Change { config, ..Change::default() },
+                credentials = next_changes(&mut watches.credentials) => Change { credentials, ..Change::default() },
+                _ = poll.tick() => Change::anything(),
                 () = hung_up(&mut hangup) => {
                     info!("hangup: looking at all files");
-                    Changes { unknown: true, structure: true, ..Changes::default() }
+                    Change::anything()
                 }
                 _ = retry.tick(), if self.listeners.is_failing() => {
                     if self.listeners.retry() {
@@ -152,43 +207,66 @@ impl Reloader {
                     continue;
                 }
             };
-            let structure = changes.structure || changes.unknown;
-            self.reload(changes).await;
-            if structure && self.watch_directories(&mut watch) {
-                // Files may have come into a directory before it was watched.
-                self.reload(Changes { unknown: true, ..Changes::default() }).await;
+            let structure = change.config.structure || change.config.unknown;
+            self.reload(change).await;
+            let missed = self.watch_files(&mut watches, structure);
+            // Files may have come into a directory before it was watched.
+            if missed.config.unknown || missed.credentials.unknown {
+                self.reload(missed).await;
             }
         }
     }
 
-    async fn reload(&mut self, changes: Changes) {
+    async fn reload(&mut self, change: Change) {
         let begin = Instant::now();
-        debug!(paths = ?changes.paths, all = changes.unknown, "looking for changes");
-        let loaded = self.load_changes(changes).await;
-        if (loaded.changed || loaded.summary.files > 0) && self.apply(&loaded, begin).await {
-            self.write_ready_file();
+        debug!(config = ?change.config, credentials = ?change.credentials, "looking for changes");
+        let update = self.load_changes(change).await;
+        if update.is_news() {
+            if self.apply(&update, begin).await {
+                self.write_ready_file();
+            }
+        } else if update.refreshed.news {
+            self.publish(&update);
         }
     }
 
-    async fn load_changes(&mut self, changes: Changes) -> Loaded {
-        let (loader, changes) = (Arc::clone(&self.loader), Arc::new(changes));
-        let (sender, loaded) = oneshot::channel();
-        let seen = Arc::clone(&changes);
+    async fn load_changes(&mut self, change: Change) -> Update {
+        let (sender, update) = oneshot::channel();
+        let work = Work { sources: self.sources.clone(), change, last: self.last.take() };
+        let work = Arc::new(Mutex::new(Some(work)));
+        let taken = Arc::clone(&work);
         // Nobody waits any more when the process ends.
-        let work = move || _ = sender.send(load(&loader, &seen));
+        let run = move || _ = lock(&taken).take().map(|work| sender.send(work.load()));
         // A thread of its own, not one of the pool: the allocator gives back what parsing needed when the thread ends,
         // and an idle thread would keep it.
-        match thread::Builder::new().name("load".to_owned()).spawn(work) {
-            Ok(_) => loaded.await.expect("loading panics neither on files nor on what is in them"),
+        let update = match thread::Builder::new().name("load".to_owned()).spawn(run) {
+            Ok(_) => update.await.expect("loading panics neither on files nor on what is in them"),
             Err(error) => {
                 warn!(%error, "no thread for loading: doing it here");
-                load(&self.loader, &changes)
+                let work = lock(&work).take().expect("no thread has taken it");
+                work.load()
             }
-        }
+        };
+        self.last = Some(update.clone());
+        update
     }
 
-    fn watch_directories(&self, watch: &mut Option<Watch>) -> bool {
-        watch.as_mut().is_some_and(|watch| watch.follow(lock(&self.loader).directories()))
+    /// Follows what the last load has seen; what may have changed unseen.
+    fn watch_files(&self, watches: &mut Watches, structure: bool) -> Change {
+        let mut missed = Change::default();
+        if structure && let Some(watch) = &mut watches.config {
+            missed.config.unknown = watch.follow(lock(&self.sources.loader).directories());
+        }
+        if let Some(watch) = &mut watches.credentials {
+            let credentials = lock(&self.sources.credentials);
+            let version = Some(credentials.watched_version());
+            if watches.following != version || watch.is_outdated() {
+                let Watched { directories, paths } = credentials.watched();
+                missed.credentials.unknown = !watch.follow_all(directories, paths).is_empty();
+                watches.following = version;
+            }
+        }
+        missed
     }
 
     /// Logs each finding once, as long as it stays. Both lists are in [`Diagnostic::order`].
@@ -214,6 +292,18 @@ impl Reloader {
     }
 }
 
+/// What is being watched.
+struct Watches {
+    config: Option<Watch>,
+    credentials: Option<Watch>,
+    /// The version of what is watched for credentials.
+    following: Option<u64>,
+}
+
+fn watch(roots: &[PathBuf]) -> Option<Watch> {
+    Watch::new(roots).inspect_err(|error| warn!(%error, "no events for files; looking every 5 s instead")).ok()
+}
+
 async fn next_changes(watch: &mut Option<Watch>) -> Changes {
     match watch {
         Some(watch) => watch.changed().await,
@@ -227,14 +317,70 @@ async fn hung_up(hangup: &mut Signal) {
     }
 }
 
-fn load(loader: &Mutex<Loader>, changes: &Changes) -> Loaded {
-    lock(loader).load(if changes.unknown { Rescan::All } else { Rescan::Changed(&changes.paths) })
+/// A load, to be done where waiting for files holds up nothing else.
+struct Work {
+    sources: Sources,
+    change: Change,
+    last: Option<Update>,
+}
+
+impl Work {
+    fn load(self) -> Update {
+        let Self { sources, change: Change { config, credentials: files }, last } = self;
+        let loaded = match &last {
+            Some(last) if config == Changes::default() => unchanged(&last.loaded),
+            _ => lock(&sources.loader).load(rescan(&config)),
+        };
+        let mut credentials = lock(&sources.credentials);
+        let refreshed = credentials.refresh(&loaded.snapshot, &loaded.credentials, rescan(&files));
+        let diagnostics = match last {
+            Some(last) if !loaded.changed && !refreshed.news => last.diagnostics,
+            _ => merged(&loaded.diagnostics, credentials.findings(&loaded.credentials)),
+        };
+        drop(credentials);
+        Update { loaded, refreshed, diagnostics }
+    }
+}
+
+/// What a load of nothing comes to.
+fn unchanged(loaded: &Loaded) -> Loaded {
+    let Loaded { snapshot, diagnostics, credentials, .. } = loaded.clone();
+    let (changed, summary, timing) = (false, Default::default(), Timing::default());
+    Loaded { snapshot, diagnostics, changed, credentials, summary, pending: loaded.pending, timing }
+}
+
+/// The findings about the configuration with those about credentials, in order.
+pub fn merged(diagnostics: &Arc<[Diagnostic]>, findings: Vec<Diagnostic>) -> Arc<[Diagnostic]> {
+    if findings.is_empty() {
+        return Arc::clone(diagnostics);
+    }
+    let mut all: Vec<Diagnostic> = diagnostics.iter().cloned().chain(findings).collect();
+    all.sort_by(Diagnostic::order);
+    all.into()
+}
+
+fn rescan(changes: &Changes) -> Rescan<'_> {
+    if changes.unknown { Rescan::All } else { Rescan::Changed(&changes.paths) }
+}
+
+/// Names in a log line, of which there may be thousands.
+struct Names<'n>(&'n [String]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 10;
+        f.write_str(&self.0[..self.0.len().min(MOST)].join(", "))?;
+        match self.0.len().checked_sub(MOST) {
+            Some(rest @ 1..) => write!(f, " and {rest} more"),
+            _ => Ok(()),
+        }
+    }
 }
 
 fn count(diagnostics: &[Diagnostic], severity: Severity) -> usize {
     diagnostics.iter().filter(|diagnostic| diagnostic.severity == severity).count()
 }
 
-fn lock(loader: &Mutex<Loader>) -> MutexGuard<'_, Loader> {
-    loader.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

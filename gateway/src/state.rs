@@ -44,19 +44,21 @@ impl State {
             (key, Arc::new(chains))
         });
         let listeners = listeners.collect();
-        let clusters = if Arc::ptr_eq(&snapshot.clusters, &previous.snapshot.clusters) {
+        let clusters = if is_same_plaintext(&snapshot, previous) {
             Arc::clone(&previous.clusters)
         } else {
-            let clusters = snapshot.clusters.iter().map(|(name, config)| {
-                let cluster = match previous.clusters.get(name) {
-                    Some(cluster) if Arc::ptr_eq(&cluster.config, config) => Arc::clone(cluster),
-                    Some(cluster) => Arc::new(cluster.reconfigured(Arc::clone(config))),
-                    None => Arc::new(Cluster::new(Arc::clone(config))),
-                };
-                (name.clone(), cluster)
-            });
+            let clusters = snapshot
+                .clusters
+                .iter()
+                .map(|(name, config)| (name.clone(), Cluster::build(config, credentials, previous.clusters.get(name))));
             Arc::new(clusters.collect())
         };
         Self { generation: previous.generation + 1, snapshot, listeners, clusters }
     }
+}
+
+/// Whether clusters are what they were, whatever has become of credentials.
+fn is_same_plaintext(snapshot: &Snapshot, previous: &State) -> bool {
+    Arc::ptr_eq(&snapshot.clusters, &previous.snapshot.clusters)
+        && snapshot.clusters.values().all(|cluster| cluster.tls.is_none())
 }

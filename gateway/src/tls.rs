@@ -1,5 +1,6 @@
 //! TLS with clients and upstreams: credentials, handshakes, settings.
 
+pub mod client;
 pub mod credentials;
 pub mod hello;
 pub mod parameters;

@@ -1,7 +1,7 @@
 //! Clusters at run time: endpoints, limits, connection pools.
 
 pub mod cluster;
-mod connection;
+pub mod connection;
 pub mod dns;
 mod h1;
 mod h2;

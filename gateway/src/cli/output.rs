@@ -9,6 +9,9 @@ use config::compile::Options;
 use config::diagnostic::{self, Diagnostic, Severity, Style};
 use config::load::{self, Loaded};
 use config::snapshot::render;
+use config::source::Rescan;
+use gateway::reload::merged;
+use gateway::tls::credentials::{Credentials, Places};
 
 use super::{WRONG_USE, complain};
 
@@ -33,11 +36,20 @@ pub(super) enum RoutesFormat {
 }
 
 /// `fairlead validate`.
-pub(super) fn validate(roots: &[PathBuf], options: Options, strict: bool, format: FindingsFormat) -> ExitCode {
-    let Loaded { diagnostics, .. } = match load(roots, options) {
+pub(super) fn validate(
+    roots: &[PathBuf],
+    options: Options,
+    places: Places,
+    strict: bool,
+    format: FindingsFormat,
+) -> ExitCode {
+    let Loaded { diagnostics, snapshot, credentials: uses, .. } = match load(roots, options) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
+    let mut credentials = Credentials::new(places);
+    credentials.refresh(&snapshot, &uses, Rescan::All);
+    let diagnostics = merged(&diagnostics, credentials.findings(&uses));
     let printed = match format {
         FindingsFormat::Text => print(&text(&diagnostics, style(&io::stdout()))),
         FindingsFormat::Json => print_json(&&*diagnostics),

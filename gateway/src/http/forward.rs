@@ -25,6 +25,7 @@ use crate::filter::{cors, fault, headers as header_filter};
 use crate::request::{PathAndQuery, Protocol};
 use crate::response::{Failure, Flag, Reset};
 use crate::upstream::cluster::{Address, Cluster, Permit};
+use crate::upstream::pool::Key;
 use crate::upstream::{self, RequestBody, ResponseHead, Stream};
 
 /// Request bytes that are kept for another try: Envoy's buffer limit.
@@ -63,10 +64,6 @@ pub(super) async fn forward<S: ClientStream>(
         }
     }
     let Some(cluster) = cluster else { return exchange.fail(stream, Failure::NoCluster).await };
-    if cluster.config.tls.is_some() {
-        let reset = Reset::ConnectionFailure("TLS_is_not_supported_yet".into());
-        return exchange.fail(stream, Failure::Upstream { reset, retried: false }).await;
-    }
     let limits = &cluster.config.limits;
     let Some(active) = cluster.usage.acquire(|usage| &usage.requests, limits.max_requests) else {
         return exchange.fail(stream, Failure::Upstream { reset: Reset::Overflow, retried: false }).await;
@@ -351,7 +348,8 @@ impl<S: ClientStream> Forwarding<'_, S> {
             {
                 *count = attempt.to_string().into();
             }
-            let outcome = self.attempt(&address).await?;
+            let key = Key::new(&self.cluster, &address, &self.exchange.request().authority);
+            let outcome = self.attempt(&key).await?;
             drop(retrying.take());
             let event = match &outcome {
                 Tried::Response(head, _) => Event::Response(head),
@@ -362,9 +360,9 @@ impl<S: ClientStream> Forwarding<'_, S> {
             match self.may_retry(&event) {
                 Retry::Go(permit) => {
                     retrying = Some(permit);
-                    tried.push(address.clone());
+                    tried.push(address);
                     if let Tried::Response(_, stream) = outcome {
-                        self.discard(&address, stream).await;
+                        self.discard(key, stream).await;
                     }
                     if let Some(expired) = self.back_off(attempt).await? {
                         return self.expire(expired).await;
@@ -377,7 +375,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
                 Retry::No => {}
             }
             return match outcome {
-                Tried::Response(head, stream) => self.relay(&address, head, stream).await,
+                Tried::Response(head, stream) => self.relay(key, head, stream).await,
                 Tried::Failed(reset) => {
                     let retried = attempt > 1;
                     self.exchange.fail(self.stream, Failure::Upstream { reset, retried }).await
@@ -392,12 +390,12 @@ impl<S: ClientStream> Forwarding<'_, S> {
     }
 
     /// One try: connection, request, response head.
-    async fn attempt(&mut self, address: &Address) -> Result<Tried, Cut> {
+    async fn attempt(&mut self, key: &Key) -> Result<Tried, Cut> {
         self.exchange.facts.upstream_local = None;
         self.exchange.facts.transport_failure = None;
         self.body.begin_try();
         self.exchange.timers.per_try.stop();
-        let mut upstream = match self.connect(address).await? {
+        let mut upstream = match self.connect(key).await? {
             Ok(upstream) => upstream,
             Err(outcome) => return Ok(outcome),
         };
@@ -432,8 +430,8 @@ impl<S: ClientStream> Forwarding<'_, S> {
         }
     }
 
-    /// A stream to `address`, while the client and the deadlines are watched.
-    async fn connect(&mut self, address: &Address) -> Result<Result<Stream, Tried>, Cut> {
+    /// A stream to the endpoint, while the client and the deadlines are watched.
+    async fn connect(&mut self, key: &Key) -> Result<Result<Stream, Tried>, Cut> {
         let http2 = match self.cluster.config.protocol {
             UpstreamProtocol::Http1 => false,
             UpstreamProtocol::Http2 => true,
@@ -441,7 +439,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
         };
         let worker = std::rc::Rc::clone(&self.exchange.context.worker);
         let cluster = Arc::clone(&self.cluster);
-        let mut acquiring = pin!(worker.pools.acquire(&cluster, address, http2));
+        let mut acquiring = pin!(worker.pools.acquire(&cluster, key, http2));
         let acquired = poll_fn(|cx| {
             if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {
                 return Poll::Ready(Ok(acquired.map_err(Tried::Failed)));
@@ -455,7 +453,9 @@ impl<S: ClientStream> Forwarding<'_, S> {
             self.exchange.timers.poll(cx).map(|expired| Ok(Err(Tried::Expired(expired))))
         })
         .await?;
-        if let Err(Tried::Failed(Reset::ConnectionFailure(reason))) = &acquired {
+        if let Err(Tried::Failed(Reset::ConnectionFailure(reason))) = &acquired
+            && !reason.is_empty()
+        {
             self.exchange.facts.transport_failure = Some(reason.clone());
         }
         Ok(acquired)
@@ -575,7 +575,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
     }
 
     /// Reads what is left of a response that is not passed on, as far as it is there, to keep its connection.
-    async fn discard(&mut self, address: &Address, mut stream: Stream) {
+    async fn discard(&mut self, key: Key, mut stream: Stream) {
         let complete = poll_fn(|cx| {
             loop {
                 match stream.poll_frame(cx) {
@@ -587,7 +587,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
         })
         .await;
         if complete {
-            self.exchange.context.worker.pools.give_back(&self.cluster, address, stream);
+            self.exchange.context.worker.pools.give_back(&self.cluster, key, stream);
         }
     }
 
@@ -615,7 +615,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
     }
 
     /// Passes the response on.
-    async fn relay(&mut self, address: &Address, head: ResponseHead, mut upstream: Stream) -> Result<(), Cut> {
+    async fn relay(&mut self, key: Key, head: ResponseHead, mut upstream: Stream) -> Result<(), Cut> {
         let ResponseHead { status, mut headers, end } = head;
         let mut end = end;
         self.exchange.facts.status = status;
@@ -656,7 +656,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
         match outcome {
             Relayed::Complete => {
                 if self.body.sent || self.body.complete {
-                    self.exchange.context.worker.pools.give_back(&self.cluster, address, upstream);
+                    self.exchange.context.worker.pools.give_back(&self.cluster, key, upstream);
                 }
                 Ok(())
             }

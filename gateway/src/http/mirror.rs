@@ -19,6 +19,7 @@ use crate::request::{Protocol, RequestHead};
 use crate::response::Reset;
 use crate::upstream::RequestBody;
 use crate::upstream::cluster::Cluster;
+use crate::upstream::pool::Key;
 use crate::worker::Worker;
 
 /// Body pieces that wait for a mirror. One that falls further behind is cut off: the client never waits for it.
@@ -52,10 +53,6 @@ impl Mirrors {
                 continue;
             }
             let Some(cluster) = exchange.state.clusters.get(&mirror.cluster) else { continue };
-            // What must not leave in clear text doesn't leave as a copy either.
-            if cluster.config.tls.is_some() {
-                continue;
-            }
             let copy = Copy {
                 head: copied_head(request, exchange),
                 cluster: Arc::clone(cluster),
@@ -124,7 +121,8 @@ impl Copy {
         let _active =
             self.cluster.usage.acquire(|usage| &usage.requests, limits.max_requests).ok_or(Reset::Overflow)?;
         let Some(endpoint) = self.cluster.pick(&[], 0) else { return Ok(()) };
-        let mut upstream = worker.pools.acquire(&self.cluster, &endpoint.address, self.http2).await?;
+        let key = Key::new(&self.cluster, &endpoint.address, &self.head.authority);
+        let mut upstream = worker.pools.acquire(&self.cluster, &key, self.http2).await?;
         upstream.send_head(&self.head, if self.empty { RequestBody::Empty } else { RequestBody::Streamed });
         let mut sent = self.empty;
         let mut answered = false;
@@ -160,7 +158,7 @@ impl Copy {
             }
         })
         .await?;
-        worker.pools.give_back(&self.cluster, &endpoint.address, upstream);
+        worker.pools.give_back(&self.cluster, key, upstream);
         Ok(())
     }
 }

@@ -3,11 +3,15 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
+use certs::sni::SniIndex;
 use config::snapshot::listener::{FilterChain, Handler, Listener, Transport};
 use config::snapshot::tls::ServerTls;
+use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::server::ProducesTickets;
 
 use crate::drain::Drain;
-use crate::tls::credentials::{Credentials, ServerMaterial};
+use crate::tls::credentials::{Credentials, ServerMaterial, is_same};
+use crate::tls::server::Server;
 
 /// The filter chains of one listener.
 #[derive(Debug)]
@@ -16,6 +20,7 @@ pub struct Chains {
     pub config: Arc<Listener>,
     /// The listener's drain signal, which reaches all of its chains. The same as long as its sockets are.
     pub drain: Drain,
+    by_server_name: SniIndex<Arc<Chain>>,
     by_name: AHashMap<Arc<str>, Arc<Chain>>,
 }
 
@@ -29,6 +34,8 @@ pub struct Chain {
     /// Starts when the listener's does, when the chain goes, and when its TLS settings (not its certificates) change.
     pub drain: Drain,
     material: Option<Result<ServerMaterial, String>>,
+    /// Seals sessions. The same as long as whoever may resume one would have to prove the same in a full handshake.
+    tickets: Option<Arc<dyn ProducesTickets>>,
 }
 
 /// TLS of a filter chain.
@@ -38,6 +45,8 @@ pub enum ChainTls {
     None,
     /// The ClientHello is read for its SNI and forwarded unchanged.
     Passthrough,
+    /// TLS ends here.
+    Terminate(Arc<Server>),
     /// Why there is no TLS to speak: no usable credential. Connections are reset before any byte.
     Unavailable(String),
 }
@@ -48,21 +57,22 @@ impl Chains {
         // Another port means other sockets: what the old ones have accepted drains.
         let previous = previous.filter(|previous| previous.config.target_port == config.target_port);
         let drain = previous.map_or_else(Drain::default, |previous| previous.drain.clone());
-        let by_name = config.filter_chains.iter().map(|chain| {
+        let chains = config.filter_chains.iter().map(|chain| {
             let before = previous.and_then(|previous| previous.by_name(&chain.name));
-            (Arc::clone(&chain.name), Chain::build(chain, credentials, &drain, before))
+            Chain::build(chain, credentials, &drain, before)
         });
-        Self { config: Arc::clone(config), by_name: by_name.collect(), drain }
+        let chains: Vec<Arc<Chain>> = chains.collect();
+        Self {
+            config: Arc::clone(config),
+            by_server_name: SniIndex::new(chains.iter().map(|chain| (&chain.config.server_names, Arc::clone(chain)))),
+            by_name: chains.into_iter().map(|chain| (Arc::clone(&chain.config.name), chain)).collect(),
+            drain,
+        }
     }
 
     /// The chain for a connection with this SNI, in lower case. `None`: no chain wants it.
     pub fn choose(&self, server_name: Option<&str>) -> Option<&Arc<Chain>> {
-        let wants = |chain: &&Arc<Chain>| match server_name {
-            Some(name) => chain.config.server_names.iter().any(|wanted| **wanted == *name),
-            None => false,
-        };
-        let without_name = |chain: &&Arc<Chain>| chain.config.server_names.is_empty();
-        self.by_name.values().find(wants).or_else(|| self.by_name.values().find(without_name))
+        self.by_server_name.choose(server_name)
     }
 
     /// The chain that is called `name`.
@@ -106,14 +116,56 @@ impl Chain {
             Some(previous) if carries_on(&previous.config, config) => previous.drain.clone(),
             _ => listener.child(),
         };
-        let tls = match (&config.transport, &material) {
-            (Transport::Plaintext, _) => ChainTls::None,
-            (Transport::Passthrough, _) => ChainTls::Passthrough,
-            (Transport::Terminate(_), Some(Err(reason))) => ChainTls::Unavailable(reason.clone()),
-            (Transport::Terminate(_), _) => ChainTls::Unavailable("not yet".to_owned()),
+        let (tls, tickets) = match (&config.transport, &material) {
+            (Transport::Plaintext, _) => (ChainTls::None, None),
+            (Transport::Passthrough, _) => (ChainTls::Passthrough, None),
+            (Transport::Terminate(tls), Some(Ok(material))) => {
+                match terminate(config, tls, material, previous.map(|previous| &**previous)) {
+                    Ok((server, tickets)) => (ChainTls::Terminate(server), Some(tickets)),
+                    Err(reason) => (ChainTls::Unavailable(reason), None),
+                }
+            }
+            (Transport::Terminate(_), Some(Err(reason))) => (ChainTls::Unavailable(reason.clone()), None),
+            (Transport::Terminate(_), None) => (ChainTls::Unavailable(String::new()), None),
         };
-        Arc::new(Self { config: Arc::clone(config), tls, drain, material })
+        Arc::new(Self { config: Arc::clone(config), tls, drain, material, tickets })
     }
+}
+
+/// TLS with `material`, and what seals its sessions; as in `previous`, as far as they may stay.
+fn terminate(
+    config: &FilterChain,
+    tls: &ServerTls,
+    material: &ServerMaterial,
+    previous: Option<&Chain>,
+) -> Result<(Arc<Server>, Arc<dyn ProducesTickets>), String> {
+    let previous = previous.and_then(|chain| {
+        let Transport::Terminate(tls) = &chain.config.transport else { return None };
+        let Some(Ok(material)) = &chain.material else { return None };
+        Some((chain, tls, material))
+    });
+    if let Some((chain, tls_before, material_before)) = previous
+        && let (ChainTls::Terminate(server), Some(tickets)) = (&chain.tls, &chain.tickets)
+        && config.server_names == chain.config.server_names
+        && tls.client == tls_before.client
+        && is_same(material.authority.as_ref(), material_before.authority.as_ref())
+    {
+        if *tls == **tls_before && material == material_before {
+            return Ok((Arc::clone(server), Arc::clone(tickets)));
+        }
+        return Ok((server_with(tls, material, tickets)?, Arc::clone(tickets)));
+    }
+    let tickets = Ticketer::new().map_err(|error| format!("can't make a key for session tickets: {error}"))?;
+    Ok((server_with(tls, material, &tickets)?, tickets))
+}
+
+fn server_with(
+    tls: &ServerTls,
+    material: &ServerMaterial,
+    tickets: &Arc<dyn ProducesTickets>,
+) -> Result<Arc<Server>, String> {
+    let ServerMaterial { certificates, authority } = material.clone();
+    Server::new(tls, certificates, authority, Arc::clone(tickets)).map(Arc::new)
 }
 
 /// Whether connections that were accepted under `before` may stay under `after`.

@@ -37,6 +37,8 @@ pub(super) struct Watch {
     entries: BTreeSet<PathBuf>,
     /// What the operating system watches.
     watched: BTreeSet<PathBuf>,
+    /// Something that was watched may be another directory by now, or a link may lead elsewhere.
+    outdated: bool,
 }
 
 /// What changed.
@@ -75,15 +77,29 @@ impl Watch {
             directories: BTreeSet::new(),
             entries: BTreeSet::new(),
             watched: BTreeSet::new(),
+            outdated: false,
         })
     }
 
     /// Watches the directories of the last scan and the links in them; whether one of them wasn't watched before. Then
     /// something may have changed in it unseen.
     pub(super) fn follow<'p>(&mut self, directories: impl Iterator<Item = &'p Path>) -> bool {
-        self.directories = directories.map(Path::to_owned).collect();
-        let links = self.directories.iter().flat_map(|directory| links_in(directory));
-        self.entries = self.roots.iter().cloned().chain(links).flat_map(|path| hops(&path)).collect();
+        let directories: BTreeSet<PathBuf> = directories.map(Path::to_owned).collect();
+        let links = directories.iter().flat_map(|directory| links_in(directory));
+        let paths: Vec<PathBuf> = self.roots.iter().cloned().chain(links).collect();
+        self.follow_all(directories, paths).iter().any(|added| self.directories.contains(added))
+    }
+
+    /// Watches everything in `directories`, and `paths` wherever links lead; what wasn't watched before. Something may
+    /// have changed there unseen.
+    pub(super) fn follow_all(
+        &mut self,
+        directories: BTreeSet<PathBuf>,
+        paths: impl IntoIterator<Item = PathBuf>,
+    ) -> Vec<PathBuf> {
+        self.outdated = false;
+        self.directories = directories;
+        self.entries = paths.into_iter().flat_map(|path| hops(&path)).collect();
         let parents = self.entries.iter().filter_map(|entry| entry.parent()).map(Path::to_owned);
         let wanted: BTreeSet<PathBuf> = self.directories.iter().cloned().chain(parents).collect();
         for gone in self.watched.difference(&wanted) {
@@ -91,14 +107,14 @@ impl Watch {
             let _ = self.watcher.unwatch(gone);
         }
         self.watched.retain(|path| wanted.contains(path));
-        let mut added = false;
+        let mut added = Vec::new();
         for path in wanted {
             if self.watched.contains(&path) {
                 continue;
             }
             match self.watcher.watch(&path, RecursiveMode::NonRecursive) {
                 Ok(()) => {
-                    added |= self.directories.contains(&path);
+                    added.push(path.clone());
                     self.watched.insert(path);
                 }
                 // Gone since, or out of watches: the poll goes on.
@@ -106,6 +122,11 @@ impl Watch {
             }
         }
         added
+    }
+
+    /// Whether it is time to follow once more, although nobody asks for other things.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.outdated
     }
 
     /// Waits for a change, and then for those that come with it.
@@ -160,6 +181,7 @@ impl Watch {
                 EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
             ) {
                 changes.structure = true;
+                self.outdated |= self.entries.contains(&path);
                 // The watch belongs to the directory that was there before.
                 self.forget(&path);
             }
@@ -177,6 +199,7 @@ impl Watch {
         for path in below {
             let _ = self.watcher.unwatch(&path);
             self.watched.remove(&path);
+            self.outdated = true;
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Names that begin with `istio_` are Istio's, with its labels; what Istio has no name for begins with `fairlead_`.
 
+mod certificates;
 mod page;
 mod requests;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use certificates::{CertificateExpiry, Certificates};
 pub use page::Page;
 pub use requests::Requests;
 
@@ -37,6 +39,8 @@ pub struct Metrics {
     pub reloads: Reloads,
     /// Listening addresses.
     pub listeners: ListenerCounts,
+    /// Certificates in use.
+    pub certificates: Certificates,
     /// Name resolution.
     pub resolutions: Resolutions,
 }
@@ -55,6 +59,7 @@ impl Metrics {
         self.connections.expose(page);
         self.reloads.expose(page);
         self.listeners.expose(page);
+        self.certificates.expose(page);
         self.resolutions.expose(page);
     }
 }

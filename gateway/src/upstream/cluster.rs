@@ -10,17 +10,66 @@ use config::snapshot::cluster as snapshot;
 use config::snapshot::cluster::{EndpointAddress, Endpoints};
 use tokio::sync::Notify;
 
+use crate::tls::client::Client;
+use crate::tls::credentials::Credentials;
+
 /// A cluster that serves requests. Shared by all workers; a change of its configuration makes a new one that keeps the
 /// counters.
 #[derive(Debug)]
 pub struct Cluster {
     /// The compiled configuration.
     pub config: Arc<snapshot::Cluster>,
+    /// TLS towards its endpoints.
+    pub tls: ClusterTls,
     /// The endpoints of the moment; replaced by name resolution.
     endpoints: ArcSwap<EndpointSet>,
     /// What is in use; survives a reload.
     pub usage: Arc<Usage>,
     next: AtomicUsize,
+}
+
+/// TLS of a cluster.
+#[derive(Debug, Clone)]
+pub enum ClusterTls {
+    /// Plaintext.
+    None,
+    /// With usable credentials.
+    Available(Arc<Client>),
+    /// Why there is no TLS to speak: no usable credential. Connections fail; nothing is ever sent in plaintext instead.
+    Unavailable(Arc<str>),
+}
+
+impl ClusterTls {
+    /// TLS as `config` asks for it; as in `previous`, if nothing about it has changed.
+    fn build(config: &snapshot::Cluster, credentials: &Credentials, previous: Option<&Self>) -> Self {
+        let Some(settings) = &config.tls else { return Self::None };
+        match (credentials.client(settings), previous) {
+            (Ok(material), Some(Self::Available(client))) if client.is_same(settings, &material, config.protocol) => {
+                Self::Available(Arc::clone(client))
+            }
+            (Ok(material), _) => {
+                Self::Available(Arc::new(Client::new(Arc::clone(settings), material, config.protocol)))
+            }
+            (Err(reason), _) => Self::Unavailable(reason.into()),
+        }
+    }
+
+    /// The setting, if it can be used.
+    pub fn client(&self) -> Option<&Arc<Client>> {
+        match self {
+            Self::Available(client) => Some(client),
+            Self::None | Self::Unavailable(_) => None,
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::None, Self::None) => true,
+            (Self::Available(a), Self::Available(b)) => Arc::ptr_eq(a, b),
+            (Self::Unavailable(a), Self::Unavailable(b)) => a == b,
+            _ => false,
+        }
+    }
 }
 
 /// The endpoints of a cluster at one moment.
@@ -122,23 +171,31 @@ impl Drop for Permit {
 }
 
 impl Cluster {
-    /// A cluster without history.
-    pub fn new(config: Arc<snapshot::Cluster>) -> Self {
-        let endpoints = ArcSwap::from_pointee(EndpointSet::initial(&config.endpoints));
-        Self { config, endpoints, usage: Arc::default(), next: AtomicUsize::new(0) }
-    }
-
-    /// The same cluster under a changed configuration: counters stay, and so do resolved addresses if the names are
-    /// the same.
-    pub fn reconfigured(&self, config: Arc<snapshot::Cluster>) -> Self {
-        let same_names = !matches!(config.endpoints, Endpoints::Static(_)) && config.endpoints == self.config.endpoints;
-        let endpoints = if same_names {
-            ArcSwap::new(self.endpoints.load_full())
+    /// The cluster of `config`, which takes over from `previous` its counters, its TLS as far as that is the same, and
+    /// resolved addresses if the names are the same. `previous` itself if nothing has changed.
+    pub fn build(
+        config: &Arc<snapshot::Cluster>,
+        credentials: &Credentials,
+        previous: Option<&Arc<Self>>,
+    ) -> Arc<Self> {
+        let tls = ClusterTls::build(config, credentials, previous.map(|previous| &previous.tls));
+        let config = Arc::clone(config);
+        let Some(previous) = previous else {
+            let endpoints = ArcSwap::from_pointee(EndpointSet::initial(&config.endpoints));
+            return Arc::new(Self { config, tls, endpoints, usage: Arc::default(), next: AtomicUsize::new(0) });
+        };
+        let same_config = Arc::ptr_eq(&config, &previous.config);
+        if same_config && tls.is_same(&previous.tls) {
+            return Arc::clone(previous);
+        }
+        let has_names = !matches!(config.endpoints, Endpoints::Static(_));
+        let endpoints = if same_config || (has_names && config.endpoints == previous.config.endpoints) {
+            ArcSwap::new(previous.endpoints.load_full())
         } else {
             ArcSwap::from_pointee(EndpointSet::initial(&config.endpoints))
         };
-        let next = AtomicUsize::new(self.next.load(Ordering::Relaxed));
-        Self { config, endpoints, usage: Arc::clone(&self.usage), next }
+        let next = AtomicUsize::new(previous.next.load(Ordering::Relaxed));
+        Arc::new(Self { config, tls, endpoints, usage: Arc::clone(&previous.usage), next })
     }
 
     /// The endpoints of this moment.

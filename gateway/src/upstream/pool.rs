@@ -1,7 +1,8 @@
-//! Upstream connections of one worker, by cluster, endpoint and protocol.
+//! Upstream connections of one worker, by cluster, endpoint, protocol and TLS.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +15,8 @@ use super::cluster::{Address, Cluster};
 use super::{Stream, connection, h1, h2};
 use crate::response::Reset;
 use crate::state::State;
+use crate::tls::client::{Application, Client};
+use crate::tls::credentials::is_same;
 
 /// Idle connections kept for one endpoint.
 const MAX_IDLE: usize = 1024;
@@ -27,10 +30,49 @@ pub struct Pools {
     h2: RefCell<AHashMap<Key, Rc<Shared2>>>,
 }
 
+/// What a request needs a connection for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
+pub struct Key {
     cluster: ClusterName,
     address: Address,
+    tls: Option<TlsKey>,
+}
+
+/// Connections that were made with other settings, other certificates or for another name are not for this request.
+#[derive(Debug, Clone)]
+struct TlsKey {
+    client: Arc<Client>,
+    server_name: Option<Arc<str>>,
+}
+
+impl PartialEq for TlsKey {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.client, &other.client) && self.server_name == other.server_name
+    }
+}
+
+impl Eq for TlsKey {}
+
+impl Hash for TlsKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.client).hash(state);
+        self.server_name.hash(state);
+    }
+}
+
+impl Key {
+    /// For a request to `authority`, the host after rewrites.
+    pub fn new(cluster: &Cluster, address: &Address, authority: &[u8]) -> Self {
+        let tls = cluster
+            .tls
+            .client()
+            .map(|client| TlsKey { client: Arc::clone(client), server_name: client.server_name(authority) });
+        Self { cluster: cluster.config.name.clone(), address: address.clone(), tls }
+    }
+
+    fn server_name(&self) -> Option<&str> {
+        self.tls.as_ref()?.server_name.as_deref()
+    }
 }
 
 /// The HTTP/2 connections to one endpoint.
@@ -50,17 +92,16 @@ impl Pools {
         Self { crowded, h1: RefCell::default(), h2: RefCell::default() }
     }
 
-    /// A stream for one request to `address`, on a pooled connection or a new one.
+    /// A stream for one request, on a pooled connection or a new one.
     ///
     /// # Errors
     /// The connect failed or took too long, or a limit of the cluster is reached.
-    pub async fn acquire(&self, cluster: &Arc<Cluster>, address: &Address, http2: bool) -> Result<Stream, Reset> {
-        let key = Key { cluster: cluster.config.name.clone(), address: address.clone() };
+    pub async fn acquire(&self, cluster: &Arc<Cluster>, key: &Key, http2: bool) -> Result<Stream, Reset> {
         if http2 { self.acquire_h2(key, cluster).await } else { self.acquire_h1(key, cluster).await }
     }
 
-    async fn acquire_h1(&self, key: Key, cluster: &Arc<Cluster>) -> Result<Stream, Reset> {
-        if let Some(connection) = self.checkout(&key, cluster) {
+    async fn acquire_h1(&self, key: &Key, cluster: &Arc<Cluster>) -> Result<Stream, Reset> {
+        if let Some(connection) = self.checkout(key, cluster) {
             return Ok(Stream::H1(Box::new(connection.begin())));
         }
         let limits = &cluster.config.limits;
@@ -69,7 +110,8 @@ impl Pools {
         loop {
             let freed = cluster.usage.freed.notified();
             if let Some(permit) = cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) {
-                let transport = connection::connect(&cluster.config, &key.address).await?;
+                let name = key.server_name();
+                let transport = connection::connect(cluster, &key.address, Application::Http1, name).await?;
                 return Ok(Stream::H1(Box::new(h1::Connection::new(transport, permit).begin())));
             }
             // Idle connections of other workers and endpoints make room.
@@ -78,13 +120,13 @@ impl Pools {
             if cluster.usage.is_crowded(limits.max_connections) {
                 freed.await;
             }
-            if let Some(connection) = self.checkout(&key, cluster) {
+            if let Some(connection) = self.checkout(key, cluster) {
                 return Ok(Stream::H1(Box::new(connection.begin())));
             }
         }
     }
 
-    async fn acquire_h2(&self, key: Key, cluster: &Arc<Cluster>) -> Result<Stream, Reset> {
+    async fn acquire_h2(&self, key: &Key, cluster: &Arc<Cluster>) -> Result<Stream, Reset> {
         let limits = &cluster.config.limits;
         let slot = Rc::clone(self.h2.borrow_mut().entry(key.clone()).or_default());
         let usable = |slot: &Shared2| {
@@ -123,7 +165,8 @@ impl Pools {
         };
         let usage = Arc::clone(&cluster.usage);
         let opened = async {
-            let transport = connection::connect(&cluster.config, &key.address).await?;
+            let name = key.server_name();
+            let transport = connection::connect(cluster, &key.address, Application::Http2, name).await?;
             h2::Connection::open(transport, permit, limits.max_concurrent_streams, usage).await
         };
         let opened = tokio::time::timeout(cluster.config.connect_timeout, opened).await;
@@ -156,7 +199,7 @@ impl Pools {
     }
 
     /// Takes back the connection of a finished request, if it can be used again.
-    pub fn give_back(&self, cluster: &Arc<Cluster>, address: &Address, stream: Stream) {
+    pub fn give_back(&self, cluster: &Arc<Cluster>, key: Key, stream: Stream) {
         let Stream::H1(stream) = stream else { return };
         let Some(connection) = stream.into_reusable() else { return };
         let limits = &cluster.config.limits;
@@ -164,7 +207,6 @@ impl Pools {
         if spent {
             return;
         }
-        let key = Key { cluster: cluster.config.name.clone(), address: address.clone() };
         let mut pools = self.h1.borrow_mut();
         let idle = pools.entry(key).or_default();
         if idle.len() < MAX_IDLE {
@@ -228,10 +270,12 @@ impl Pools {
     }
 }
 
-/// The cluster of a pool, if it still has the endpoint.
+/// The cluster of a pool, if it still has the endpoint and the same TLS.
 fn serving<'s>(state: &'s State, key: &Key) -> Option<&'s Arc<Cluster>> {
     let cluster = state.clusters.get(&key.cluster)?;
-    cluster.endpoints().endpoints.iter().any(|endpoint| endpoint.address == key.address).then_some(cluster)
+    let same_tls = is_same(cluster.tls.client(), key.tls.as_ref().map(|tls| &tls.client));
+    let same_endpoint = || cluster.endpoints().endpoints.iter().any(|endpoint| endpoint.address == key.address);
+    (same_tls && same_endpoint()).then_some(cluster)
 }
 
 async fn begin_h2(connection: &h2::Connection) -> Result<Stream, Reset> {

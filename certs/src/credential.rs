@@ -122,7 +122,8 @@ impl Credential {
         }
     }
 
-    /// What an operator should know of its validity at `now`: not yet valid, over, or over within 14 days.
+    /// What an operator should know of its validity at `now`: not yet valid, over, over within 14 days, or that the staple
+    /// is over.
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let subject = self.leaf.subject();
         let (start, end) = (self.leaf.not_before(), self.leaf.not_after());
@@ -134,6 +135,11 @@ impl Credential {
             warnings.push(format!("certificate \"{subject}\" has expired on {}", date(end)));
         } else if end.duration_since(now).is_ok_and(|left| left <= EXPIRES_SOON) {
             warnings.push(format!("certificate \"{subject}\" expires on {}", date(end)));
+        }
+        let staple_end = self.stapled.as_ref().and_then(|stapled| stapled.next_update);
+        if let Some(end) = staple_end.filter(|end| now >= *end) {
+            let end = date(end);
+            warnings.push(format!("OCSP staple of certificate \"{subject}\" has expired on {end} and is not sent"));
         }
         warnings
     }
@@ -158,9 +164,14 @@ fn unusable_key(leaf: &X509Certificate<'_>) -> Error {
     }
 }
 
-/// TLS feature (RFC 7633) `status_request`.
+/// TLS feature (RFC 7633) `status_request`: 5, among others perhaps.
 fn demands_staple(leaf: &X509Certificate<'_>) -> bool {
-    leaf.extensions().iter().any(|extension| extension.oid.to_id_string() == "1.3.6.1.5.5.7.1.24")
+    let mut extensions = leaf.extensions().iter();
+    let Some(features) = extensions.find(|extension| extension.oid.to_id_string() == "1.3.6.1.5.5.7.1.24") else {
+        return false;
+    };
+    // A SEQUENCE of INTEGERs, all of one byte.
+    matches!(features.value, [0x30, _, list @ ..] if list.chunks(3).any(|feature| feature == [2, 1, 5]))
 }
 
 fn date(time: SystemTime) -> String {
@@ -341,13 +352,17 @@ mod tests {
 
     #[test]
     fn a_must_staple_certificate_needs_a_staple() {
-        let mut parameters = parameters("a", &[]);
-        // TLS feature: status_request (5).
-        let features = CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 24], vec![0x30, 3, 2, 1, 5]);
-        parameters.custom_extensions.push(features);
-        let leaf = Ca::new("ca").leaf(parameters);
-        let (chain, key) = (leaf.certificate.pem(), leaf.key.serialize_pem());
-        let made = Credential::from_pem(chain.as_bytes(), key.as_bytes(), None).map(drop);
-        assert_eq!(made, Err(Error::MissingStaple));
+        let made = |features: &[u8]| {
+            let mut parameters = parameters("a", &[]);
+            let features = CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 24], features.to_vec());
+            parameters.custom_extensions.push(features);
+            let leaf = Ca::new("ca").leaf(parameters);
+            let (chain, key) = (leaf.certificate.pem(), leaf.key.serialize_pem());
+            Credential::from_pem(chain.as_bytes(), key.as_bytes(), None).map(drop)
+        };
+        // status_request is 5, status_request_v2 is 17.
+        assert_eq!(made(&[0x30, 3, 2, 1, 5]), Err(Error::MissingStaple));
+        assert_eq!(made(&[0x30, 6, 2, 1, 17, 2, 1, 5]), Err(Error::MissingStaple));
+        assert_eq!(made(&[0x30, 3, 2, 1, 17]), Ok(()));
     }
 }

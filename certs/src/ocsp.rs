@@ -165,6 +165,8 @@ mod tests {
         let end = UNIX_EPOCH + Duration::from_secs(1_893_456_000);
         assert_eq!(staple_at(&credential, end - Duration::from_secs(1)), Some(staple));
         assert_eq!(staple_at(&credential, end), None);
+        let warning = "OCSP staple of certificate \"CN=a\" has expired on 2030-01-01T00:00:00Z and is not sent";
+        assert_eq!(credential.warnings(end).last().map(String::as_str), Some(warning));
     }
 
     #[test]

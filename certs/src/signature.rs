@@ -1,5 +1,7 @@
 //! Signatures by public keys of certificates.
 
+use std::sync::LazyLock;
+
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key};
 use rustls::{CertificateError, DigitallySignedStruct, Error, PeerMisbehaved};
@@ -12,7 +14,10 @@ use crate::certificate;
 
 /// What signatures may be made with.
 pub(crate) fn algorithms() -> WebPkiSupportedAlgorithms {
-    aws_lc_rs::default_provider().signature_verification_algorithms
+    // A constant, which is to be had only with the rest of a provider.
+    static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> =
+        LazyLock::new(|| aws_lc_rs::default_provider().signature_verification_algorithms);
+    *ALGORITHMS
 }
 
 /// A signed part of a certificate or CRL.

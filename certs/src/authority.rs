@@ -1,13 +1,11 @@
 //! Trust anchors and CRLs.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use ahash::AHashSet;
 use rustls::DistinguishedName;
-use rustls_native_certs::{load_certs_from_paths, load_native_certs};
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use webpki::{CertRevocationList, OwnedCertRevocationList, anchor_from_trusted_cert};
 use x509_parser::certificate::X509Certificate;
@@ -97,7 +95,7 @@ impl Authority {
         Ok(Self { anchors: Arc::new(Anchors::new(&bundle)?), certificates, crls })
     }
 
-    /// The operating system's roots, or instead those of `SSL_CERT_FILE` and `SSL_CERT_DIR`; read once a process.
+    /// The operating system's roots (or those of `SSL_CERT_FILE`, `SSL_CERT_DIR`), read once a process.
     ///
     /// # Errors
     /// There are none, or as with [`Authority::from_pem`].
@@ -201,18 +199,7 @@ impl Anchors {
 
 /// What can't be read is passed over: on most systems some root is odd.
 fn system_roots() -> Option<Arc<Anchors>> {
-    let named = |variable| std::env::var_os(variable).filter(|value| !value.is_empty());
-    let mut roots = match (named("SSL_CERT_FILE"), named("SSL_CERT_DIR")) {
-        (None, None) => load_native_certs().certs,
-        // Whoever names a file wants no others; the crate would take the usual directory, too.
-        (file, directories) => {
-            let mut roots = load_certs_from_paths(file.as_deref().map(Path::new), None).certs;
-            for directory in directories.iter().flat_map(std::env::split_paths) {
-                roots.extend(load_certs_from_paths(None, Some(&directory)).certs);
-            }
-            roots
-        }
-    };
+    let mut roots = rustls_native_certs::load_native_certs().certs;
     roots.retain(|der| anchor_from_trusted_cert(der).is_ok() && certificate::parse(der).is_ok());
     Anchors::new(&roots).ok().filter(|anchors| !anchors.anchors.is_empty()).map(Arc::new)
 }

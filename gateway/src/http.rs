@@ -19,7 +19,7 @@ mod redirect;
 mod timers;
 pub mod violations;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ use bytes::{Bytes, BytesMut};
 use config::snapshot::listener::HttpChain;
 
 use crate::drain::Drain;
+use crate::listener::chains::Chain;
 use crate::request::{ConnectionFacts, Protocol};
 use crate::state::{ListenerKey, State};
 use crate::stream::Transport;
@@ -38,16 +39,16 @@ use buffered::Buffered;
 pub(crate) use h1::{content_length, write_line};
 use headers::Headers;
 
-/// One accepted connection of an HTTP listener.
+/// One connection that has found its filter chain and, where that has TLS, done its handshake.
 #[derive(Debug)]
 pub struct Downstream {
-    /// The socket.
+    /// What is read and written, decrypted where TLS ends here.
     pub transport: Transport,
     /// The listener that accepted it.
     pub listener: ListenerKey,
     /// Addresses and so on.
     pub facts: Rc<ConnectionFacts>,
-    /// The listener's drain signal.
+    /// The chain's drain signal.
     pub drain: Drain,
 }
 
@@ -56,28 +57,36 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may take to show what it speaks where no idle timeout is configured: Envoy's default for it.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Serves a plaintext connection, HTTP/1.1 or HTTP/2 by its first bytes, until it ends or its listener's drain does.
-pub async fn serve(worker: Rc<Worker>, downstream: Downstream) {
+/// Serves a connection that `chain` has taken, HTTP/1.1 or HTTP/2 as ALPN has it or else by its first bytes, until it ends
+/// or its drain does.
+pub async fn serve(worker: Rc<Worker>, downstream: Downstream, chain: Arc<Chain>) {
     let drain = downstream.drain.clone();
-    drain.until_closing(serve_connection(worker, downstream)).await;
+    drain.until_closing(serve_connection(worker, downstream, chain)).await;
 }
 
-async fn serve_connection(worker: Rc<Worker>, downstream: Downstream) {
+async fn serve_connection(worker: Rc<Worker>, downstream: Downstream, chain: Arc<Chain>) {
     let Downstream { transport, listener, facts, drain } = downstream;
     let mut connection = Buffered::new(transport, BytesMut::new());
-    let context = Rc::new(Serving { worker, listener, facts, drain, current: RefCell::default() });
+    let context = Rc::new(Serving::new(worker, listener, facts, drain, &chain));
+    drop(chain);
     let limit = context.pin().1.settings.idle_timeout.unwrap_or(SNIFF_TIMEOUT);
     let first = tokio::time::timeout(limit, poll_fn(|cx| connection.poll_fill(cx))).await;
     let Ok(Ok(1..)) = first else { return };
-    // Whoever stops within the preface is served as HTTP/1.1, whose deadlines for heads hold.
-    let patience = context.pin().1.settings.request_headers_timeout.unwrap_or(limit);
-    match tokio::time::timeout(patience, sniff(&mut connection)).await {
-        Ok(true) => {
-            let (mut transport, read) = connection.into_parts();
-            transport.rewind(read);
-            h2::serve(context, transport).await;
+    let alpn = context.facts.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+    let http2 = match alpn {
+        Some(protocol) => protocol == "h2",
+        None => {
+            // Whoever stops within the preface is served as HTTP/1.1, whose deadlines for heads hold.
+            let patience = context.pin().1.settings.request_headers_timeout.unwrap_or(limit);
+            tokio::time::timeout(patience, sniff(&mut connection)).await.unwrap_or(false)
         }
-        Ok(false) | Err(_) => h1::serve(&context, connection).await,
+    };
+    if http2 {
+        let (mut transport, read) = connection.into_parts();
+        transport.rewind(read);
+        h2::serve(context, transport).await;
+    } else {
+        h1::serve(&context, connection).await;
     }
 }
 
@@ -105,29 +114,47 @@ struct Serving {
     listener: ListenerKey,
     facts: Rc<ConnectionFacts>,
     drain: Drain,
-    /// This listener's chain, and the generation it is of: looked up again only after a reload.
-    current: RefCell<Option<(u64, Arc<HttpChain>)>>,
+    /// Name of the filter chain that took the connection.
+    chain: Arc<str>,
+    /// What it serves, and the generation this is of: looked up again only after a reload.
+    current: RefCell<(u64, Arc<HttpChain>)>,
+    /// The client's certificate for upstreams, see [`Serving::client_certificate`].
+    client_certificate: OnceCell<Option<Bytes>>,
 }
 
 impl Serving {
-    /// The state of this moment and the chain that serves this connection. A listener that was removed goes on with the
-    /// chain it had.
+    fn new(worker: Rc<Worker>, listener: ListenerKey, facts: Rc<ConnectionFacts>, drain: Drain, chain: &Chain) -> Self {
+        // No generation is 0: the first look finds what the state has.
+        let current = RefCell::new((0, chain.config.http().map(Arc::clone).unwrap_or_default()));
+        let chain = Arc::clone(&chain.config.name);
+        Self { worker, listener, facts, drain, chain, current, client_certificate: OnceCell::new() }
+    }
+
+    /// The state of this moment and what the chain serves. A chain that is gone, or not the one that took the
+    /// connection any more, goes on with what it had.
     fn pin(&self) -> (Arc<State>, Arc<HttpChain>) {
         let mut current = self.current.borrow_mut();
         let latest = self.worker.gateway.state.load_full();
-        if let Some((generation, chain)) = &*current
-            && *generation == latest.generation
-        {
-            return (latest, Arc::clone(chain));
+        if current.0 != latest.generation {
+            current.0 = latest.generation;
+            let chain = latest.listeners.get(&self.listener).and_then(|chains| chains.by_name(&self.chain));
+            if let Some(chain) = chain.filter(|chain| chain.drain.is_same(&self.drain))
+                && let Some(http) = chain.config.http()
+            {
+                current.1 = Arc::clone(http);
+            }
         }
-        let chain = latest.listeners.get(&self.listener).and_then(|chains| chains.plaintext()?.config.http());
-        let chain = match (chain, &*current) {
-            (Some(chain), _) => Arc::clone(chain),
-            (None, Some((_, chain))) => Arc::clone(chain),
-            (None, None) => Arc::default(),
+        (latest, Arc::clone(&current.1))
+    }
+
+    /// The client's certificate as an element of `x-forwarded-client-cert`, if it has shown one. Made once.
+    fn client_certificate(&self) -> Option<&Bytes> {
+        let element = || {
+            let tls = self.facts.tls.as_ref()?;
+            let by = tls.local_certificate().and_then(|own| own.uris().next());
+            Some(tls.peer.as_ref()?.xfcc_element(by).into())
         };
-        *current = Some((latest.generation, Arc::clone(&chain)));
-        (latest, chain)
+        self.client_certificate.get_or_init(element).as_ref()
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod chains;
+mod connection;
 pub mod socket;
 
 use std::collections::BTreeMap;

@@ -130,6 +130,8 @@ pub enum Failure {
     Refused,
     /// No virtual host or no route.
     NoRoute,
+    /// The host belongs to another TLS server of the listener (`--strict-sni`).
+    Misdirected,
     /// The route's cluster doesn't exist.
     NoCluster,
     /// The cluster has no endpoint.
@@ -323,6 +325,8 @@ impl Failure {
             // Ours: Istio has no counterpart, its control plane doesn't hand out what it could not translate.
             Self::Refused => LocalReply::new(503, "policy_not_enforceable"),
             Self::NoRoute => LocalReply::new(404, "route_not_found").flag(Flag::NR),
+            // Ours: Istio answers 404. RFC 9110 §15.5.20 lets clients try again on a connection of its own.
+            Self::Misdirected => LocalReply::new(421, "misdirected_request").flag(Flag::NR),
             Self::NoCluster => LocalReply::new(503, "cluster_not_found").flag(Flag::NC),
             Self::NoHealthyUpstream => {
                 LocalReply::text(503, "no healthy upstream", "no_healthy_upstream").flag(Flag::UH)

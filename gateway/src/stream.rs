@@ -23,7 +23,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{client, server};
 
 use crate::http::violations::{BodyWatch, FrameWatch};
-pub use socket::Socket;
+pub use socket::{Probation, Socket};
 
 /// An open connection, in plaintext or TLS. What it reads and writes is what the application sees.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod credentials;
+pub mod handshakes;
 pub mod hello;
 pub mod parameters;
 pub mod server;

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::state::State;
 use crate::telemetry::Telemetry;
+use crate::tls::handshakes::{HandshakeLimits, Handshakes};
 use crate::upstream::pool::Pools;
 
 /// Time between two looks at pooled connections.
@@ -30,6 +31,10 @@ pub struct Gateway {
     pub own_address: Option<IpAddr>,
     /// Offer WebSocket over HTTP/2 (RFC 8441) to clients. Off in Istio.
     pub http2_websocket: bool,
+    /// Bounds of handshakes with clients.
+    pub handshakes: HandshakeLimits,
+    /// Answer 421 to requests that belong to another filter chain of their listener. Istio answers 404.
+    pub strict_sni: bool,
     connections: AtomicU64,
     crowded: Arc<Notify>,
 }
@@ -42,6 +47,8 @@ impl Gateway {
             telemetry,
             own_address: None,
             http2_websocket: false,
+            handshakes: HandshakeLimits::default(),
+            strict_sni: false,
             connections: AtomicU64::new(0),
             crowded: Arc::default(),
         }
@@ -60,6 +67,8 @@ pub struct Worker {
     pub gateway: Arc<Gateway>,
     /// Upstream connections.
     pub pools: Pools,
+    /// Handshakes with clients that are under way.
+    pub handshakes: Handshakes,
     random: RefCell<SmallRng>,
     /// The `date` header of the second it holds.
     date: RefCell<(u64, Bytes)>,
@@ -69,7 +78,8 @@ impl Worker {
     /// A worker without connections.
     pub fn new(gateway: Arc<Gateway>) -> Self {
         let pools = Pools::new(Arc::clone(&gateway.crowded));
-        Self { gateway, pools, random: RefCell::new(SmallRng::from_os_rng()), date: RefCell::default() }
+        let handshakes = Handshakes::new(gateway.handshakes.concurrent);
+        Self { gateway, pools, handshakes, random: RefCell::new(SmallRng::from_os_rng()), date: RefCell::default() }
     }
 
     /// Closes pooled connections that are dead or idle for too long, once a second and when their places are wanted,

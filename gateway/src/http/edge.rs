@@ -23,11 +23,12 @@ pub(super) enum Upgrade {
     Other,
 }
 
-/// Removes hop-by-hop headers; tells which upgrade is asked for.
+/// Removes hop-by-hop headers and what this client must not say; tells which upgrade is asked for. `certified`: it has
+/// shown a certificate.
 ///
 /// # Errors
 /// `connection` names a header that must not be dropped that way, or a name has `_` where these are refused.
-pub(super) fn sanitize(headers: &mut Headers, settings: &HttpSettings) -> Result<Upgrade, Failure> {
+pub(super) fn sanitize(headers: &mut Headers, settings: &HttpSettings, certified: bool) -> Result<Upgrade, Failure> {
     match settings.underscores {
         Underscores::Allow => {}
         Underscores::Reject => {
@@ -56,7 +57,11 @@ pub(super) fn sanitize(headers: &mut Headers, settings: &HttpSettings) -> Result
         b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"http2-settings" => false,
         b"te" => tokens(&line.value).any(|token| token.eq_ignore_ascii_case(b"trailers")),
         b"x-envoy-internal" => false,
-        b"x-forwarded-client-cert" => settings.forward_client_cert == ForwardClientCert::AlwaysForwardOnly,
+        b"x-forwarded-client-cert" => match settings.forward_client_cert {
+            ForwardClientCert::Sanitize | ForwardClientCert::SanitizeSet => false,
+            ForwardClientCert::ForwardOnly | ForwardClientCert::AppendForward => certified,
+            ForwardClientCert::AlwaysForwardOnly => true,
+        },
         name if name.strip_prefix(b"x-envoy-").is_some_and(is_control_header) => false,
         _ if keep_upgrade => true,
         name => nominated
@@ -162,6 +167,19 @@ pub(super) fn forwarded(
     }
 }
 
+/// Tells upstreams which certificate the client has shown: `element` for it in `x-forwarded-client-cert`.
+pub(super) fn certificate(headers: &mut Headers, mode: ForwardClientCert, element: &Bytes) {
+    match mode {
+        ForwardClientCert::Sanitize | ForwardClientCert::ForwardOnly | ForwardClientCert::AlwaysForwardOnly => {}
+        ForwardClientCert::SanitizeSet => headers.set("x-forwarded-client-cert", element.clone()),
+        ForwardClientCert::AppendForward => {
+            let lines: Vec<&[u8]> = headers.get_all("x-forwarded-client-cert").map(|line| &line[..]).collect();
+            let all = [&lines[..], &[&element[..]]].concat().join(&b","[..]);
+            headers.set("x-forwarded-client-cert", all);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,7 +233,7 @@ mod tests {
             ("x-envoy-overloaded", "true"),
             ("upgrade", "websocket"),
         ]);
-        assert_eq!(sanitize(&mut lines, &HttpSettings::default()), Ok(Upgrade::None));
+        assert_eq!(sanitize(&mut lines, &HttpSettings::default(), false), Ok(Upgrade::None));
         assert_eq!(lines, headers(&[("te", "trailers"), ("x-envoy-overloaded", "true")]));
     }
 
@@ -228,9 +246,38 @@ mod tests {
             ("foo", Upgrade::Other),
         ] {
             let mut lines = headers(&[("connection", "Upgrade"), ("upgrade", value)]);
-            assert_eq!(sanitize(&mut lines, &HttpSettings::default()), Ok(expected), "{value}");
+            assert_eq!(sanitize(&mut lines, &HttpSettings::default(), false), Ok(expected), "{value}");
         }
         let mut lines = headers(&[("connection", "x-forwarded-for")]);
-        assert_eq!(sanitize(&mut lines, &HttpSettings::default()), Err(Failure::ConnectionHeaderRejected));
+        assert_eq!(sanitize(&mut lines, &HttpSettings::default(), false), Err(Failure::ConnectionHeaderRejected));
+    }
+
+    #[test]
+    fn client_certificates_are_told_as_the_mode_says() {
+        use ForwardClientCert::{AlwaysForwardOnly, AppendForward, ForwardOnly, Sanitize, SanitizeSet};
+        // Source: reference/security.md 4.6.
+        for (mode, certified, expected) in [
+            (Sanitize, true, None),
+            (Sanitize, false, None),
+            (ForwardOnly, true, Some("a,b")),
+            (ForwardOnly, false, None),
+            (AppendForward, true, Some("a,b,ours")),
+            (AppendForward, false, None),
+            (SanitizeSet, true, Some("ours")),
+            (SanitizeSet, false, None),
+            (AlwaysForwardOnly, true, Some("a,b")),
+            (AlwaysForwardOnly, false, Some("a,b")),
+        ] {
+            let settings = HttpSettings { forward_client_cert: mode, ..HttpSettings::default() };
+            let mut lines = headers(&[("x-forwarded-client-cert", "a,b")]);
+            assert_eq!(sanitize(&mut lines, &settings, certified), Ok(Upgrade::None));
+            if certified {
+                certificate(&mut lines, mode, &Bytes::from_static(b"ours"));
+            }
+            assert_eq!(lines.get_str("x-forwarded-client-cert"), expected, "{mode:?} {certified}");
+        }
+        let mut lines = headers(&[("x-forwarded-client-cert", "a"), ("x-forwarded-client-cert", "b")]);
+        certificate(&mut lines, AppendForward, &Bytes::from_static(b"ours"));
+        assert_eq!(lines, headers(&[("x-forwarded-client-cert", "a,b,ours")]));
     }
 }

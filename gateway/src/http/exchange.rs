@@ -238,7 +238,10 @@ impl Exchange {
             return self.reply(stream, reply).await;
         }
         self.find_route();
-        let Some(route) = self.facts.route.clone() else { return self.fail(stream, Failure::NoRoute).await };
+        let Some(route) = self.facts.route.clone() else {
+            let failure = if self.is_misdirected() { Failure::Misdirected } else { Failure::NoRoute };
+            return self.fail(stream, failure).await;
+        };
         match &*route.action {
             Action::Forward(action) => forward::forward(self, stream, action).await,
             Action::Redirect(action) => {
@@ -257,11 +260,13 @@ impl Exchange {
         let connection = Rc::clone(&self.context.facts);
         let own_address = self.context.worker.gateway.own_address;
         let request_id = settings.request_id.then(|| self.context.worker.uuid());
+        let context = Rc::clone(&self.context);
+        let certificate = context.client_certificate();
         let request = self.request();
         if request.method == "QUERY" && !request.headers.contains("content-type") {
             return Err(Failure::QueryWithoutContentType.into());
         }
-        let upgrade = edge::sanitize(&mut request.headers, settings)?;
+        let upgrade = edge::sanitize(&mut request.headers, settings, certificate.is_some())?;
         if request.method != "CONNECT" {
             match normalize(request.path.as_bytes(), settings.path_normalization, settings.escaped_slashes) {
                 Normalized::Unchanged => {}
@@ -274,6 +279,9 @@ impl Exchange {
         edge::forwarded(request, &connection, client, settings, own_address);
         if let Some(id) = request_id {
             request.headers.set("x-request-id", Bytes::copy_from_slice(&id));
+        }
+        if let Some(certificate) = certificate {
+            edge::certificate(&mut request.headers, settings.forward_client_cert, certificate);
         }
         self.facts.grpc = is_grpc(self.request().headers.get("content-type"));
         self.facts.client = client;
@@ -299,6 +307,20 @@ impl Exchange {
         // Legal authorities are ASCII; anything else matches no virtual host.
         let authority = self.facts.request.as_ref().and_then(|request| std::str::from_utf8(&request.authority).ok());
         self.facts.virtual_host = authority.and_then(|authority| self.chain.routes.virtual_host(authority)).cloned();
+    }
+
+    /// Whether the host is none of this filter chain's, and a connection for it would have found another one: a client that
+    /// reuses a connection because of its certificate. Istio answers 404.
+    fn is_misdirected(&self) -> bool {
+        let context = &self.context;
+        if !context.worker.gateway.strict_sni || context.facts.tls.is_none() || self.facts.virtual_host.is_some() {
+            return false;
+        }
+        let Some(request) = &self.facts.request else { return false };
+        let Ok(authority) = std::str::from_utf8(&request.authority) else { return false };
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).to_ascii_lowercase();
+        let chains = self.state.listeners.get(&context.listener);
+        chains.and_then(|chains| chains.choose(Some(&host))).is_some_and(|chain| chain.config.name != context.chain)
     }
 
     /// Where a plaintext request to an https-only virtual host is sent.

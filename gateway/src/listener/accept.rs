@@ -1,6 +1,7 @@
 //! From a listening socket to served connections, on one worker.
 
 use std::io;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,12 +12,11 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 use tracing::{debug, error, warn};
 
+use super::connection;
 use super::socket::{Accepted, AsyncSocket, Socket};
 use crate::drain::Drain;
-use crate::http::{self, Downstream};
-use crate::request::ConnectionFacts;
 use crate::state::ListenerKey;
-use crate::stream::Transport;
+use crate::stream;
 use crate::telemetry::metrics::ConnectionPermit;
 use crate::worker::{Gateway, Worker};
 
@@ -82,44 +82,28 @@ fn drain_queue(worker: &Rc<Worker>, acceptor: &Arc<Acceptor>, socket: AsyncSocke
 }
 
 fn admit(worker: &Rc<Worker>, acceptor: &Arc<Acceptor>, accepted: Accepted) {
-    let gateway = &acceptor.gateway;
-    // TLS and raw TCP are not served here; a closed connection is better than clear text.
-    let state = gateway.state.load();
-    let plaintext =
-        state.listeners.get(&acceptor.key).is_none_or(|chains| {
-            chains.config.filter_chains.iter().all(|chain| {
-                chain.transport == config::snapshot::listener::Transport::Plaintext && chain.http().is_some()
-            })
-        });
-    if !plaintext {
-        return;
-    }
-    let Some(permit) = gateway.telemetry.metrics.connections.admit() else { return };
-    let (transport, remote) = match accepted {
+    let Some(permit) = acceptor.gateway.telemetry.metrics.connections.admit() else { return };
+    let (socket, remote) = match accepted {
         Accepted::Tcp(stream, remote) => {
             // Responses are written whole; waiting for more would only delay them.
             let _ = stream.set_nodelay(true);
-            (Transport::from(stream), Some(remote))
+            (stream.into(), Some(remote))
         }
-        Accepted::Unix(stream) => (Transport::from(stream), None),
+        Accepted::Unix(stream) => (stream.into(), None),
     };
-    let facts = ConnectionFacts {
-        id: gateway.next_connection_id(),
-        local: transport.local_addr(),
-        remote,
-        port: acceptor.key.port,
-        tls: None,
-        server_name: None,
-    };
-    let downstream =
-        Downstream { transport, listener: acceptor.key.clone(), facts: Rc::new(facts), drain: acceptor.drain.clone() };
-    spawn_local(serve(Rc::clone(worker), downstream, permit));
+    spawn_local(serve(Rc::clone(worker), Arc::clone(acceptor), socket, remote, permit));
 }
 
 /// Serves one connection. A panic ends this connection and nothing else.
-async fn serve(worker: Rc<Worker>, downstream: Downstream, permit: ConnectionPermit) {
+async fn serve(
+    worker: Rc<Worker>,
+    acceptor: Arc<Acceptor>,
+    socket: stream::Socket,
+    remote: Option<SocketAddr>,
+    permit: ConnectionPermit,
+) {
     let gateway = Arc::clone(&worker.gateway);
-    let served = AssertUnwindSafe(http::serve(worker, downstream)).catch_unwind().await;
+    let served = AssertUnwindSafe(connection::serve(worker, acceptor, socket, remote)).catch_unwind().await;
     if served.is_err() {
         // The panic hook has logged where.
         gateway.telemetry.metrics.connections.panicked();

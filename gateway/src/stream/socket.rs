@@ -1,6 +1,7 @@
 //! The socket below a transport: TCP or unix, with bytes that were read ahead of their time.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
@@ -8,12 +9,16 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
 
 /// What one read asks for below TLS, which itself asks for 4 KiB: two full records.
 const READ_SIZE: usize = 32 * 1024;
+/// What one read asks for before it is known what the client speaks.
+const FILL_SIZE: usize = 2 * 1024;
 /// Empty buffers that a thread keeps for the next read.
 const SPARE_BUFFERS: usize = 4;
 
@@ -29,10 +34,21 @@ pub struct Socket {
     ahead: BytesMut,
     /// Small reads take more from the kernel than they were asked for. A buffer is held only while it has something.
     reads_ahead: bool,
-    /// Set during a handshake: which alert the peer gets in place of the TLS library's.
-    alerts: Option<fn(u8) -> u8>,
+    /// Set until the handshake of a server is over.
+    probation: Option<Box<Probation>>,
     received: u64,
     sent: u64,
+}
+
+/// What holds for a client until it has shown what it wants and done its handshake.
+#[derive(Debug)]
+pub struct Probation {
+    /// When reads fail with `TimedOut`; `None`: never.
+    pub deadline: Option<Pin<Box<Sleep>>>,
+    /// When it says so, reads fail with `ConnectionAborted`, and the close is a reset.
+    pub cut: Option<oneshot::Receiver<()>>,
+    /// The last alert that was written in plaintext. It is kept back, as the TLS library doesn't always know the right one.
+    pub alert: Option<u8>,
 }
 
 #[derive(Debug)]
@@ -55,7 +71,7 @@ impl From<UnixStream> for Socket {
 
 impl Socket {
     fn new(kind: Kind) -> Self {
-        Self { kind, ahead: BytesMut::new(), reads_ahead: false, alerts: None, received: 0, sent: 0 }
+        Self { kind, ahead: BytesMut::new(), reads_ahead: false, probation: None, received: 0, sent: 0 }
     }
 
     /// Our address of a TCP connection.
@@ -76,10 +92,31 @@ impl Socket {
         self.sent
     }
 
-    /// Gives back bytes that were read: the next reads return them.
-    pub fn rewind(&mut self, mut bytes: BytesMut) {
-        bytes.unsplit(std::mem::take(&mut self.ahead));
-        self.ahead = bytes;
+    /// What has been read and not been used, see [`Socket::fill`].
+    pub fn ahead(&self) -> &[u8] {
+        &self.ahead
+    }
+
+    /// Reads more bytes behind those that are ahead; 0 at the end of the stream. Until they are consumed, whoever reads
+    /// gets them.
+    ///
+    /// # Errors
+    /// Those of the socket and of its probation.
+    pub async fn fill(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| {
+            self.poll_probation(cx)?;
+            self.ahead.reserve(FILL_SIZE);
+            self.poll_fill(cx)
+        })
+        .await
+    }
+
+    /// Drops `count` of the bytes that are ahead.
+    pub fn consume(&mut self, count: usize) {
+        self.ahead.advance(count.min(self.ahead.len()));
+        if self.ahead.is_empty() {
+            self.ahead = BytesMut::new();
+        }
     }
 
     /// From now on small reads take as much as there is: what stands above asks for little at a time.
@@ -87,9 +124,9 @@ impl Socket {
         self.reads_ahead = true;
     }
 
-    /// Alerts that are sent in plaintext get the description that `translation` makes of theirs; `None`: their own.
-    pub fn translate_alerts(&mut self, translation: Option<fn(u8) -> u8>) {
-        self.alerts = translation;
+    /// Puts the client on probation, or ends it; what it was.
+    pub fn set_probation(&mut self, probation: Option<Probation>) -> Option<Probation> {
+        std::mem::replace(&mut self.probation, probation.map(Box::new)).map(|before| *before)
     }
 
     /// Makes the close of this socket a reset instead of a FIN.
@@ -108,21 +145,34 @@ impl Socket {
         }
     }
 
-    /// Reads as much as there is into `ahead`; 0 at the end.
+    /// Reads into the free space behind `ahead`.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
-        buffer.reserve(READ_SIZE);
         // The future of `read_buf` holds no state of its own, so a new one each time loses nothing.
-        let read = match &mut self.kind {
-            Kind::Tcp(socket) => pin!(socket.read_buf(&mut buffer)).poll(cx),
-            Kind::Unix(socket) => pin!(socket.read_buf(&mut buffer)).poll(cx),
+        let count = match &mut self.kind {
+            Kind::Tcp(socket) => ready!(pin!(socket.read_buf(&mut self.ahead)).poll(cx))?,
+            Kind::Unix(socket) => ready!(pin!(socket.read_buf(&mut self.ahead)).poll(cx))?,
         };
-        if let Poll::Ready(Ok(1..)) = read {
-            self.ahead = buffer;
-        } else {
-            recycle(buffer);
+        self.received += count as u64;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_probation(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(probation) = &mut self.probation else { return Ok(()) };
+        if let Some(cut) = &mut probation.cut
+            && let Poll::Ready(signal) = Pin::new(cut).poll(cx)
+        {
+            probation.cut = None;
+            if signal.is_ok() {
+                self.reset_on_close();
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
         }
-        read
+        if let Some(deadline) = &mut probation.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
     }
 }
 
@@ -135,13 +185,8 @@ fn recycle(buffer: BytesMut) {
     });
 }
 
-/// Length of a record with an alert.
-const ALERT_LENGTH: usize = 7;
-
-/// Whether `record` is an alert that isn't encrypted (RFC 8446 §5.1, §6): the TLS library writes it in one piece.
-fn is_plaintext_alert(record: &[u8]) -> bool {
-    matches!(record, [21, 3, _, 0, 2, _, _])
-}
+/// Content type of alerts (RFC 8446 §5.1). Those in plaintext have two bytes, and the TLS library writes each in one piece.
+const ALERT: u8 = 21;
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
@@ -155,11 +200,9 @@ impl AsRawFd for Socket {
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        this.poll_probation(cx)?;
         if this.ahead.is_empty() {
-            if this.reads_ahead && buf.remaining() < READ_SIZE {
-                let count = ready!(this.poll_fill(cx))?;
-                this.received += count as u64;
-            } else {
+            if !this.reads_ahead || buf.remaining() >= READ_SIZE {
                 let before = buf.filled().len();
                 match &mut this.kind {
                     Kind::Tcp(socket) => ready!(Pin::new(socket).poll_read(cx, buf))?,
@@ -168,11 +211,20 @@ impl AsyncRead for Socket {
                 this.received += (buf.filled().len() - before) as u64;
                 return Poll::Ready(Ok(()));
             }
+            this.ahead = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+            this.ahead.reserve(READ_SIZE);
+            let read = this.poll_fill(cx);
+            if this.ahead.is_empty() {
+                recycle(std::mem::take(&mut this.ahead));
+            }
+            if ready!(read)? == 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
         let count = this.ahead.len().min(buf.remaining());
         buf.put_slice(&this.ahead[..count]);
-        bytes::Buf::advance(&mut this.ahead, count);
-        if count > 0 && this.ahead.is_empty() {
+        this.ahead.advance(count);
+        if this.ahead.is_empty() {
             recycle(std::mem::take(&mut this.ahead));
         }
         Poll::Ready(Ok(()))
@@ -182,12 +234,10 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        let translated = this.alerts.filter(|_| is_plaintext_alert(bytes)).map(|translation| {
-            let mut alert = bytes.to_vec();
-            alert[ALERT_LENGTH - 1] = translation(alert[ALERT_LENGTH - 1]);
-            alert
-        });
-        let bytes = translated.as_deref().unwrap_or(bytes);
+        if let (Some(probation), &[ALERT, 3, _, 0, 2, _, description]) = (&mut this.probation, bytes) {
+            probation.alert = Some(description);
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = match &mut this.kind {
             Kind::Tcp(socket) => ready!(Pin::new(socket).poll_write(cx, bytes))?,
             Kind::Unix(socket) => ready!(Pin::new(socket).poll_write(cx, bytes))?,
@@ -201,8 +251,8 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         mut parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.alerts.is_some()
-            && let Some(alert) = parts.iter().position(|part| is_plaintext_alert(part))
+        if self.probation.is_some()
+            && let Some(alert) = parts.iter().position(|part| matches!(**part, [ALERT, 3, _, 0, 2, _, _]))
         {
             if alert == 0 {
                 return self.poll_write(cx, &parts[0]);

@@ -3,6 +3,7 @@
 //! Names that begin with `istio_` are Istio's, with its labels; what Istio has no name for begins with `fairlead_`.
 
 mod certificates;
+mod handshakes;
 mod page;
 mod requests;
 
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use certificates::{CertificateExpiry, Certificates};
+pub use handshakes::{HandshakeFailure, Handshakes};
 pub use page::Page;
 pub use requests::Requests;
 
@@ -35,6 +37,8 @@ pub struct Metrics {
     pub requests: Requests,
     /// Downstream connections.
     pub connections: Arc<Connections>,
+    /// TLS handshakes with clients.
+    pub handshakes: Handshakes,
     /// Reloads.
     pub reloads: Reloads,
     /// Listening addresses.
@@ -57,6 +61,7 @@ impl Metrics {
         page.gauge("fairlead_build_info", &[("version", VERSION)], 1);
         self.requests.expose(page);
         self.connections.expose(page);
+        self.handshakes.expose(page);
         self.reloads.expose(page);
         self.listeners.expose(page);
         self.certificates.expose(page);

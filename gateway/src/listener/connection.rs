@@ -1,0 +1,294 @@
+//! The way of a connection from its accept to whoever serves it: filter chain, TLS, handler.
+//!
+//! Source: `reference/networking.md` §2.4, §2.6; `reference/security.md` §4.2-4.5.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use certs::verify::Refusal;
+use config::snapshot::listener::{Handler, Transport as Wire};
+use rustls::server::{Accepted, Acceptor as HelloReader};
+use rustls::{AlertDescription, Error as TlsError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::StartHandshake;
+use tracing::debug;
+
+use super::accept::Acceptor;
+use super::chains::{Chain, ChainTls, Chains};
+use crate::http::{self, Downstream};
+use crate::request::{ConnectionFacts, TlsFacts};
+use crate::stream::{Probation, Socket, Transport};
+use crate::telemetry::metrics::HandshakeFailure;
+use crate::tls::hello::{ClientHello, MAX_BYTES, NoHello};
+use crate::tls::server::Server;
+use crate::worker::Worker;
+
+/// How long a client that was refused may take to read the alert, and what it may send meanwhile.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 64 * 1024;
+
+/// Serves one connection from its first byte to its last.
+pub(super) async fn serve(worker: Rc<Worker>, acceptor: Arc<Acceptor>, socket: Socket, remote: Option<SocketAddr>) {
+    let chains = worker.gateway.state.load().listeners.get(&acceptor.key).map(Arc::clone);
+    // The listener has just gone.
+    let Some(chains) = chains else { return socket.reset_on_close() };
+    let local = socket.local_addr();
+    let admitted = match chains.config.filter_chains.as_slice() {
+        [only] if only.transport == Wire::Plaintext => {
+            let Some(chain) = chains.plaintext() else { return socket.reset_on_close() };
+            Admitted { transport: socket.into(), chain: Arc::clone(chain), tls: None, server_name: None }
+        }
+        _ => {
+            // On the heap: the many connections in plaintext need no room for it.
+            let admission = Box::pin(admit(&worker, &chains, socket));
+            let Some(Some(admitted)) = acceptor.drain.until_closing(admission).await else { return };
+            admitted
+        }
+    };
+    drop(chains);
+    let Admitted { transport, chain, tls, server_name } = admitted;
+    let facts = ConnectionFacts {
+        id: worker.gateway.next_connection_id(),
+        local,
+        remote,
+        port: acceptor.key.port,
+        tls: tls.map(Arc::new),
+        server_name,
+    };
+    let downstream =
+        Downstream { transport, listener: acceptor.key.clone(), facts: Rc::new(facts), drain: chain.drain.clone() };
+    match &chain.config.handler {
+        Handler::Http(_) => http::serve(worker, downstream, chain).await,
+        Handler::Tcp(_) => downstream.transport.reset_on_close(),
+    }
+}
+
+/// A connection that has found its chain and done its handshake.
+struct Admitted {
+    transport: Transport,
+    chain: Arc<Chain>,
+    tls: Option<TlsFacts>,
+    server_name: Option<Arc<str>>,
+}
+
+/// Finds the chain for a connection of a listener with TLS, and does what that asks for; `None`: the connection is over.
+async fn admit(worker: &Worker, chains: &Chains, mut socket: Socket) -> Option<Admitted> {
+    let count = |failure| worker.gateway.telemetry.metrics.handshakes.failed(failure);
+    let (_place, cut, full) = worker.handshakes.begin();
+    if full {
+        count(HandshakeFailure::Cut);
+    }
+    let deadline = worker.gateway.handshakes.timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout)));
+    socket.set_probation(Some(Probation { deadline, cut: Some(cut), alert: None }));
+    let hello = match read_hello(&mut socket).await {
+        Ok(hello) => hello,
+        Err(error) => {
+            // Whoever stops within a ClientHello gets a reset.
+            if error.kind() == io::ErrorKind::TimedOut && !socket.ahead().is_empty() {
+                socket.reset_on_close();
+            }
+            count_io(&error, count);
+            return None;
+        }
+    };
+    let server_name = hello.as_ref().ok().and_then(|hello| hello.server_name.clone());
+    let Some(chain) = chains.choose(server_name.as_deref()).map(Arc::clone) else {
+        socket.reset_on_close();
+        count(HandshakeFailure::NoFilterChain);
+        return None;
+    };
+    let (transport, tls) = match &chain.tls {
+        ChainTls::None | ChainTls::Passthrough => {
+            socket.set_probation(None);
+            (Transport::from(socket), None)
+        }
+        ChainTls::Unavailable(reason) => {
+            debug!(chain = &*chain.config.name, reason, "no TLS");
+            socket.reset_on_close();
+            count(HandshakeFailure::NoCredential);
+            return None;
+        }
+        ChainTls::Terminate(server) => match shake_hands(worker, server, socket, hello).await {
+            Ok((transport, facts)) => {
+                worker.gateway.telemetry.metrics.handshakes.completed(facts.resumed);
+                (transport, Some(facts))
+            }
+            Err(Failed { failure, linger }) => {
+                count(failure);
+                if let Some(socket) = linger {
+                    end(socket).await;
+                }
+                return None;
+            }
+        },
+    };
+    Some(Admitted { transport, chain, tls, server_name })
+}
+
+/// Waits for a whole ClientHello, or for bytes that can't become one.
+async fn read_hello(socket: &mut Socket) -> io::Result<Result<ClientHello, NoHello>> {
+    loop {
+        match ClientHello::read(socket.ahead()) {
+            Ok(Some(hello)) => return Ok(Ok(hello)),
+            Ok(None) if socket.ahead().len() < MAX_BYTES => {}
+            Ok(None) => return Ok(Err(NoHello::Broken)),
+            Err(no_hello) => return Ok(Err(no_hello)),
+        }
+        if socket.fill().await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// A handshake that came to nothing.
+struct Failed {
+    failure: HandshakeFailure,
+    /// The peer is to read what we have sent.
+    linger: Option<Socket>,
+}
+
+async fn shake_hands(
+    worker: &Worker,
+    server: &Server,
+    mut socket: Socket,
+    hello: Result<ClientHello, NoHello>,
+) -> Result<(Transport, TlsFacts), Failed> {
+    let hello = match hello {
+        Ok(hello) => hello,
+        Err(NoHello::NotTls) if is_http(socket.ahead()) => {
+            return Err(Failed { failure: HandshakeFailure::NotTls, linger: Some(socket) });
+        }
+        Err(NoHello::NotTls) => return Err(refuse(socket, PROTOCOL_VERSION, HandshakeFailure::NotTls).await),
+        Err(NoHello::Broken) => return Err(refuse(socket, DECODE_ERROR, HandshakeFailure::Protocol).await),
+    };
+    let Some(handshake) = server.handshake(&hello) else {
+        return Err(refuse(socket, PROTOCOL_VERSION, HandshakeFailure::Version).await);
+    };
+    let accepted = match accept(&socket.ahead()[..hello.length]) {
+        Ok(accepted) => accepted,
+        Err((error, alert)) => {
+            debug!(%error, "unusable ClientHello");
+            return Err(refuse(socket, alert, HandshakeFailure::Protocol).await);
+        }
+    };
+    socket.consume(hello.length);
+    socket.read_ahead();
+    let turn = worker.handshakes.turn().await;
+    let stream = StartHandshake::from_parts(accepted, socket).into_stream(Arc::clone(&handshake.config));
+    // Sockets are looked at before the next one's turn.
+    tokio::task::yield_now().await;
+    drop(turn);
+    match stream.into_fallible().await {
+        Ok(mut stream) => {
+            let (socket, connection) = stream.get_mut();
+            socket.set_probation(None);
+            let facts = server.facts(&handshake, connection);
+            Ok((stream.into(), facts))
+        }
+        Err((error, socket)) => Err(explain(&error, socket).await),
+    }
+}
+
+/// Whether these are the first bytes of requests that BoringSSL knows, and closes without an alert.
+fn is_http(bytes: &[u8]) -> bool {
+    ["GET ", "POST ", "HEAD ", "PUT ", "CONNE"].iter().any(|start| bytes.starts_with(start.as_bytes()))
+}
+
+/// Lets the TLS library read a ClientHello; in an error also the alert that it would send.
+fn accept(mut bytes: &[u8]) -> Result<Accepted, (TlsError, u8)> {
+    let mut reader = HelloReader::default();
+    while !bytes.is_empty() {
+        if let Err(error) = reader.read_tls(&mut bytes) {
+            return Err((TlsError::General(error.to_string()), DECODE_ERROR));
+        }
+        match reader.accept() {
+            Ok(Some(accepted)) => return Ok(accepted),
+            Ok(None) => {}
+            Err((error, mut alert)) => {
+                let mut record = Vec::new();
+                // Writing to memory doesn't fail.
+                let _ = alert.write_all(&mut record);
+                return Err((error, record.last().copied().unwrap_or(DECODE_ERROR)));
+            }
+        }
+    }
+    Err((TlsError::HandshakeNotComplete, DECODE_ERROR))
+}
+
+// Alerts (RFC 8446 §6).
+const HANDSHAKE_FAILURE: u8 = 40;
+const DECODE_ERROR: u8 = 50;
+const PROTOCOL_VERSION: u8 = 70;
+const BAD_CERTIFICATE_HASH_VALUE: u8 = 114;
+
+/// What to do about a handshake that broke off. An alert in plaintext is the one that Envoy would send; what is encrypted
+/// has been sent as the TLS library has it.
+async fn explain(error: &io::Error, mut socket: Socket) -> Failed {
+    let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>()) else {
+        let mut failure = HandshakeFailure::Closed;
+        count_io(error, |counted| failure = counted);
+        return Failed { failure, linger: None };
+    };
+    debug!(error = %cause, "handshake");
+    let failure = match cause {
+        TlsError::NoCertificatesPresented => HandshakeFailure::NoClientCertificate,
+        TlsError::InvalidCertificate(_) => HandshakeFailure::ClientCertificate,
+        TlsError::AlertReceived(AlertDescription::CloseNotify | AlertDescription::UserCanceled) => {
+            HandshakeFailure::Closed
+        }
+        TlsError::AlertReceived(_) => HandshakeFailure::RefusedByClient,
+        _ => HandshakeFailure::Protocol,
+    };
+    let held_back = socket.set_probation(None).and_then(|probation| probation.alert);
+    match held_back {
+        None => Failed { failure, linger: Some(socket) },
+        Some(alert) => {
+            let alert = match (cause, Refusal::of(cause)) {
+                // TLS 1.2 knows no `certificate_required`.
+                (TlsError::NoCertificatesPresented, _) => HANDSHAKE_FAILURE,
+                (_, Some(Refusal::Pin)) => BAD_CERTIFICATE_HASH_VALUE,
+                _ => alert,
+            };
+            refuse(socket, alert, failure).await
+        }
+    }
+}
+
+fn count_io(error: &io::Error, mut count: impl FnMut(HandshakeFailure)) {
+    match error.kind() {
+        io::ErrorKind::TimedOut => count(HandshakeFailure::Timeout),
+        // Counted by whoever took its place.
+        io::ErrorKind::ConnectionAborted => {}
+        _ => count(HandshakeFailure::Closed),
+    }
+}
+
+/// Sends a fatal alert in plaintext.
+async fn refuse(mut socket: Socket, alert: u8, failure: HandshakeFailure) -> Failed {
+    socket.set_probation(None);
+    // Whether it arrives or not, the connection is over.
+    let _ = tokio::time::timeout(LINGER, socket.write_all(&[21, 3, 3, 0, 2, 2, alert])).await;
+    Failed { failure, linger: Some(socket) }
+}
+
+/// Ends our side, and reads what still comes for a moment: bytes that nobody has read would make the close a reset, and
+/// take the alert with them.
+async fn end(mut socket: Socket) {
+    socket.set_probation(None);
+    let rest = async {
+        socket.shutdown().await?;
+        let mut left = LINGER_BYTES;
+        let mut scratch = [0; 1024];
+        loop {
+            let count = socket.read(&mut scratch).await?;
+            if count == 0 || count > left {
+                return Ok::<(), io::Error>(());
+            }
+            left -= count;
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, rest).await;
+}

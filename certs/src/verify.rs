@@ -262,7 +262,10 @@ fn check_list(certificate: &Certificate, allowed: &[Arc<str>]) -> Result<(), Err
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber};
+    use rcgen::{
+        CertificateParams, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyUsagePurpose, NameConstraints, SanType,
+        SerialNumber,
+    };
     use rustls::crypto::aws_lc_rs::default_provider;
     use rustls::version::{TLS12, TLS13};
     use rustls::{AlertDescription, SupportedProtocolVersion};
@@ -445,7 +448,19 @@ mod tests {
             assert_eq!(check(&ca, &[ca.crl(1, 2, &[])]), EXPIRED);
             assert_eq!(check(&ca, &[other.crl(-1, 1, &[])]), UNKNOWN_CA);
             assert_eq!(check(&ca, &[Ca::new("a").crl(-1, 1, &[])]), UNKNOWN_CA, "forged CRL");
+            let next = Ca::new("a");
+            let crls = [next.crl(-1, 1, &[7]), ca.crl(-1, 1, &[])];
+            assert_eq!(alert(bundle(&[&next, &ca], &crls), &rules, leaf.clone()), None, "of two CAs of one name");
         }
+
+        // A CA for some names only: whether this is one of them is not known.
+        let constrained = Ca::with("a", |parameters| {
+            let permitted_subtrees = vec![GeneralSubtree::DnsName("example.com".into())];
+            parameters.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        });
+        assert_eq!(alert(bundle(&[&constrained], &[]), &rules, version_1(&constrained)), UNKNOWN_CA);
+        let usual = constrained.leaf(client_parameters()).credential(&[]);
+        assert_eq!(alert(bundle(&[&constrained], &[]), &rules, usual), None);
     }
 
     #[test]

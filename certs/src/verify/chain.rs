@@ -11,6 +11,7 @@ use webpki::{
 };
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
+use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
 use x509_parser::x509::X509Version;
 
 use crate::authority::{Authority, Crl, is_authority};
@@ -154,13 +155,13 @@ impl Check<'_> {
             return Ok(());
         }
 
-        let name = self.parsed.issuer().as_raw();
-        let mut lists = self.authority.crls().iter().filter(|crl| *crl.issuer == *name);
+        let mut lists = self.authority.crls().iter().filter(|crl| crl.signers.contains(&issuer));
         let Some(crl) = lists.find(|crl| crl.this_update <= now) else {
             let future = self.future_list(&[]);
             return Err(if future { CertificateError::NotValidYet } else { CertificateError::UnknownRevocationStatus });
         };
-        if !crl.signers.contains(&issuer) || crl.list.issuing_distribution_point().is_some() {
+        // A list about some of the CA's certificates only.
+        if crl.list.issuing_distribution_point().is_some() {
             return Err(CertificateError::UnknownRevocationStatus);
         }
         if crl.next_update.is_none_or(|end| now >= end) {
@@ -188,10 +189,8 @@ impl Check<'_> {
         for candidate in self.authority.certificates() {
             let Ok(issuer) = certificate::parse(candidate.der()) else { continue };
             // Name constraints are not looked at here, so there must be none.
-            let constrained = issuer
-                .extensions()
-                .iter()
-                .any(|extension| matches!(extension.parsed_extension(), ParsedExtension::NameConstraints(_)));
+            let constrained =
+                issuer.extensions().iter().any(|extension| extension.oid == OID_X509_EXT_NAME_CONSTRAINTS);
             let valid = candidate.not_before() <= now && now <= candidate.not_after();
             if issuer.subject().as_raw() == leaf.issuer().as_raw()
                 && is_authority(&issuer)

@@ -5,7 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
+mod client_tls;
 mod memo;
+mod servers;
 mod tables;
 
 use std::fs;

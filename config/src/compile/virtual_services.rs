@@ -50,7 +50,7 @@ impl<'m> ServerRoutes<'m> {
 /// What one VirtualService adds to a virtual host.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HostRoutes<'m> {
-    /// Lower case. The same `Arc` as long as the VirtualService and the Gateway are the same.
+    /// Lower case.
     pub(super) domain: &'m Arc<str>,
     pub(super) routes: &'m Arc<VirtualServiceRoutes>,
 }

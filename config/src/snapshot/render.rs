@@ -1,6 +1,9 @@
 //! A snapshot for people and scripts: listeners, hosts, routes in order, clusters.
 
+mod tls;
+
 use std::fmt::Write;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -11,7 +14,7 @@ use super::cluster::{
 use super::format::{Command, Format, Piece};
 use super::header::{HeaderOps, HeaderPut};
 use super::host::VirtualHost;
-use super::listener::{Bind, Listener};
+use super::listener::{Bind, FilterChain, Handler, Listener, TcpChain, TcpDestination, Transport};
 use super::matcher::StringMatch;
 use super::route::{
     Abort, Action, ClaimMatch, Cors, DirectResponse, Fault, Forward, HeaderMatch, Mirror, PathMatch, PathRewrite,
@@ -55,8 +58,8 @@ fn clusters(snapshot: &Snapshot) -> Vec<&Cluster> {
 }
 
 /// By domain, exact ones before wildcards.
-fn hosts(listener: &Listener) -> Vec<&VirtualHost> {
-    let tables = listener.filter_chains.iter().filter_map(|chain| chain.http()).map(|http| &http.routes);
+fn hosts(chain: &FilterChain) -> Vec<&VirtualHost> {
+    let tables = chain.http().into_iter().map(|http| &http.routes);
     let mut hosts: Vec<&VirtualHost> =
         tables.flat_map(|table| table.virtual_hosts()).map(|virtual_host| &**virtual_host).collect();
     hosts.sort_unstable_by_key(|host| (host.domain.starts_with('*'), &host.domain));
@@ -80,11 +83,53 @@ impl Lines {
             false => format!(", opens {}", listener.target_port),
         };
         self.line(0, format_args!("listener {}{target}", bind(listener)));
-        for chain in &listener.filter_chains {
-            let gateways: Vec<_> = chain.gateways.iter().map(ToString::to_string).collect();
-            self.line(1, format_args!("table {} ({})", chain.name, gateways.join(", ")));
+        if listener.proxy_protocol {
+            self.line(1, format_args!("connections begin with a PROXY protocol header"));
         }
-        for host in hosts(listener) {
+        for chain in &listener.filter_chains {
+            self.chain(chain);
+        }
+    }
+
+    fn chain(&mut self, chain: &FilterChain) {
+        let FilterChain { name, gateways, server_names, transport: on_wire, handler } = chain;
+        let gateways: Vec<_> = gateways.iter().map(ToString::to_string).collect();
+        let what = match handler {
+            Handler::Http(_) => "table",
+            Handler::Tcp(_) => "stream",
+        };
+        let wire = match (on_wire, server_names.as_slice()) {
+            (Transport::Plaintext, []) => String::new(),
+            (on_wire, []) => format!(", {} for any name", transport(on_wire)),
+            (on_wire, names) => format!(", {} for {}", transport(on_wire), names.join(", ")),
+        };
+        self.line(1, format_args!("{what} {name} ({}){wire}", gateways.join(", ")));
+        if let Transport::Terminate(settings) = on_wire {
+            for line in tls::server(settings) {
+                self.line(2, format_args!("{line}"));
+            }
+        }
+        match handler {
+            Handler::Tcp(stream) => self.stream(stream),
+            Handler::Http(_) => self.hosts(chain),
+        }
+    }
+
+    fn stream(&mut self, stream: &TcpChain) {
+        let TcpChain { destinations, idle_timeout: _, max_connection_duration: _, resource } = stream;
+        let target = |TcpDestination { cluster, weight }: &TcpDestination| match destinations.len() {
+            1 => cluster.to_string(),
+            _ => format!("{cluster} x{weight}"),
+        };
+        let targets: Vec<_> = destinations.iter().map(target).collect();
+        self.line(2, format_args!("{} ({resource})", targets.join(", ")));
+        for limit in stream_limits(stream) {
+            self.line(2, format_args!("{limit}"));
+        }
+    }
+
+    fn hosts(&mut self, chain: &FilterChain) {
+        for host in hosts(chain) {
             let resources: Vec<_> = host.resources.iter().map(ToString::to_string).collect();
             let resources = if resources.is_empty() { String::new() } else { format!(" ({})", resources.join(", ")) };
             let redirect = if host.https_redirect { ", redirects to https" } else { "" };
@@ -116,6 +161,9 @@ impl Lines {
         for endpoint in endpoints(&cluster.endpoints) {
             self.line(1, format_args!("{endpoint}"));
         }
+        for (position, line) in cluster.tls.iter().flat_map(|settings| tls::client(settings)).enumerate() {
+            self.line(if position == 0 { 1 } else { 2 }, format_args!("{line}"));
+        }
         for limit in limits(&cluster.limits) {
             self.line(1, format_args!("{limit}"));
         }
@@ -123,21 +171,49 @@ impl Lines {
 }
 
 fn json_listener(listener: &Listener) -> Value {
-    let tables = listener.filter_chains.iter().map(|chain| &*chain.name);
-    let gateways = listener.filter_chains.iter().flat_map(|chain| &chain.gateways).map(ToString::to_string);
+    let chains = &listener.filter_chains;
+    let tables = chains.iter().filter(|chain| chain.http().is_some()).map(|chain| &*chain.name);
+    let mut gateways: Vec<String> = chains.iter().flat_map(|chain| &chain.gateways).map(ToString::to_string).collect();
+    gateways.dedup();
+    let hosts = chains.iter().flat_map(|chain| hosts(chain).into_iter().map(|host| json_host(host, &chain.name)));
     json!({
         "bind": bind(listener),
         "port": listener.port,
         "targetPort": listener.target_port,
+        "proxyProtocol": listener.proxy_protocol,
+        "chains": chains.iter().map(|chain| json_chain(chain)).collect::<Vec<_>>(),
         "tables": tables.collect::<Vec<_>>(),
-        "gateways": gateways.collect::<Vec<_>>(),
-        "hosts": hosts(listener).into_iter().map(json_host).collect::<Vec<_>>(),
+        "gateways": gateways,
+        "hosts": hosts.collect::<Vec<_>>(),
     })
 }
 
-fn json_host(host: &VirtualHost) -> Value {
+fn json_chain(chain: &FilterChain) -> Value {
+    let FilterChain { name, gateways, server_names, transport: on_wire, handler } = chain;
+    let mut object = Map::new();
+    object.insert("name".to_owned(), json!(&**name));
+    object.insert("gateways".to_owned(), gateways.iter().map(ToString::to_string).collect());
+    object.insert("serverNames".to_owned(), server_names.iter().map(|name| &**name).collect());
+    object.insert("transport".to_owned(), json!(transport(on_wire)));
+    if let Transport::Terminate(settings) = on_wire {
+        object.insert("tls".to_owned(), json!(tls::server(settings)));
+    }
+    if let Handler::Tcp(stream) = handler {
+        let destinations = stream
+            .destinations
+            .iter()
+            .map(|TcpDestination { cluster, weight }| json!({ "cluster": cluster.as_str(), "weight": weight }));
+        object.insert("destinations".to_owned(), destinations.collect());
+        object.insert("limits".to_owned(), json!(stream_limits(stream)));
+        object.insert("resource".to_owned(), json!(stream.resource.to_string()));
+    }
+    Value::Object(object)
+}
+
+fn json_host(host: &VirtualHost, table: &str) -> Value {
     json!({
         "name": host.name,
+        "table": table,
         "domain": &*host.domain,
         "httpsRedirect": host.https_redirect,
         "resources": host.resources.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -181,8 +257,31 @@ fn json_cluster(cluster: &Cluster) -> Value {
         "protocol": protocol(cluster.protocol),
         "connectTimeout": format!("{:?}", cluster.connect_timeout),
         "endpoints": endpoints(&cluster.endpoints),
+        "tls": cluster.tls.as_deref().map(tls::client).unwrap_or_default(),
         "limits": limits(&cluster.limits),
     })
+}
+
+/// `TLS SIMPLE`.
+fn transport(transport: &Transport) -> String {
+    match transport {
+        Transport::Plaintext => "plaintext".to_owned(),
+        Transport::Passthrough => "TLS PASSTHROUGH".to_owned(),
+        Transport::Terminate(settings) => format!("TLS {}", tls::server_mode(settings.mode)),
+    }
+}
+
+/// What differs from the default.
+fn stream_limits(stream: &TcpChain) -> Vec<String> {
+    let TcpChain { destinations: _, idle_timeout, max_connection_duration, resource: _ } = stream;
+    let mut limits = Vec::new();
+    match idle_timeout {
+        Some(timeout) if *timeout == Duration::from_secs(3600) => {}
+        Some(timeout) => limits.push(format!("idle timeout {timeout:?}")),
+        None => limits.push("no idle timeout".to_owned()),
+    }
+    limits.extend(max_connection_duration.map(|duration| format!("max connection duration {duration:?}")));
+    limits
 }
 
 fn bind(listener: &Listener) -> String {

@@ -22,7 +22,7 @@ pub(super) fn validate(meta: &Meta, spec: &DestinationRule, findings: &mut Findi
         findings.error("spec.host", format!("`{host}` is no host name"));
     }
     if let Some(policy) = traffic_policy {
-        self::traffic_policy("spec.trafficPolicy", policy, findings);
+        self::traffic_policy("spec.trafficPolicy", policy, &meta.namespace, findings);
     }
     let mut names = BTreeSet::new();
     for (index, subset) in subsets.iter().enumerate() {
@@ -35,7 +35,7 @@ pub(super) fn validate(meta: &Meta, spec: &DestinationRule, findings: &mut Findi
         }
         labels(&format!("{path}.labels"), selected, findings);
         if let Some(policy) = traffic_policy {
-            self::traffic_policy(&format!("{path}.trafficPolicy"), policy, findings);
+            self::traffic_policy(&format!("{path}.trafficPolicy"), policy, &meta.namespace, findings);
         }
     }
     export_to(exported, false, findings);
@@ -47,7 +47,7 @@ pub(super) fn validate(meta: &Meta, spec: &DestinationRule, findings: &mut Findi
     }
 }
 
-fn traffic_policy(path: &str, policy: &TrafficPolicy, findings: &mut Findings) {
+fn traffic_policy(path: &str, policy: &TrafficPolicy, namespace: &str, findings: &mut Findings) {
     let TrafficPolicy {
         load_balancer,
         connection_pool,
@@ -64,14 +64,10 @@ fn traffic_policy(path: &str, policy: &TrafficPolicy, findings: &mut Findings) {
     if tunnel.is_some() && proxy_protocol.is_some() {
         findings.error(format!("{path}.proxyProtocol"), "`tunnel` and `proxyProtocol` exclude each other");
     }
-    settings(
-        path,
-        load_balancer.as_ref(),
-        connection_pool.as_ref(),
-        outlier_detection.as_ref(),
-        tls.as_ref(),
-        findings,
-    );
+    settings(path, load_balancer.as_ref(), connection_pool.as_ref(), outlier_detection.as_ref(), findings);
+    if let Some(tls) = tls {
+        self::tls(&format!("{path}.tls"), tls, namespace, findings);
+    }
     if let Some(tunnel) = tunnel {
         let path = format!("{path}.tunnel");
         let TunnelSettings { protocol, target_host, target_port } = tunnel;
@@ -104,14 +100,10 @@ fn traffic_policy(path: &str, policy: &TrafficPolicy, findings: &mut Findings) {
         if load_balancer.is_none() && connection_pool.is_none() && outlier_detection.is_none() && tls.is_none() {
             findings.error(&path, "the policy of this port says nothing");
         }
-        settings(
-            &path,
-            load_balancer.as_ref(),
-            connection_pool.as_ref(),
-            outlier_detection.as_ref(),
-            tls.as_ref(),
-            findings,
-        );
+        settings(&path, load_balancer.as_ref(), connection_pool.as_ref(), outlier_detection.as_ref(), findings);
+        if let Some(tls) = tls {
+            self::tls(&format!("{path}.tls"), tls, namespace, findings);
+        }
     }
 }
 
@@ -120,7 +112,6 @@ fn settings(
     load_balancer: Option<&LoadBalancerSettings>,
     connection_pool: Option<&ConnectionPoolSettings>,
     outlier_detection: Option<&OutlierDetection>,
-    tls: Option<&ClientTlsSettings>,
     findings: &mut Findings,
 ) {
     if let Some(balancer) = load_balancer {
@@ -131,9 +122,6 @@ fn settings(
     }
     if let Some(outlier) = outlier_detection {
         self::outlier_detection(&format!("{path}.outlierDetection"), outlier, findings);
-    }
-    if let Some(tls) = tls {
-        self::tls(&format!("{path}.tls"), tls, findings);
     }
 }
 
@@ -350,7 +338,7 @@ pub(super) fn outlier_detection(path: &str, outlier: &OutlierDetection, findings
     }
 }
 
-fn tls(path: &str, tls: &ClientTlsSettings, findings: &mut Findings) {
+fn tls(path: &str, tls: &ClientTlsSettings, namespace: &str, findings: &mut Findings) {
     let ClientTlsSettings {
         mode,
         client_certificate,
@@ -370,6 +358,12 @@ fn tls(path: &str, tls: &ClientTlsSettings, findings: &mut Findings) {
     }
     if !matches!(mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) {
         return;
+    }
+    if let Some(name) = credential_name.strip_prefix("configmap://")
+        && name.split_once('/').is_none_or(|(of, _)| of != namespace)
+    {
+        let message = format!("`{credential_name}` is no ConfigMap in {namespace}, the namespace of this rule");
+        findings.error(format!("{path}.credentialName"), message);
     }
     if !credential_name.is_empty() {
         for (field, value) in [

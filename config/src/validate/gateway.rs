@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::Findings;
-use super::primitive::{is_dns_label, is_ip, is_unix_address, is_wildcard_domain, port};
+use super::primitive::{is_dns_label, is_ip, is_unix_address, is_wildcard_domain, port, tls_list};
 use crate::resource::Meta;
 use crate::resource::gateway::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol};
+use crate::tls_lists;
 
 /// What a protocol means for its server.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -159,6 +160,15 @@ fn tls(path: &str, tls: &ServerTlsSettings, findings: &mut Findings) {
         if has_credentials(tls) {
             findings.error(path, "ISTIO_MUTUAL uses the workload's own certificate, and takes no other");
         }
+        let parameters = [
+            ("minProtocolVersion", tls.min_protocol_version != TlsProtocol::Auto),
+            ("maxProtocolVersion", tls.max_protocol_version != TlsProtocol::Auto),
+            ("cipherSuites", !tls.cipher_suites.is_empty()),
+            ("ecdhCurves", !tls.ecdh_curves.is_empty()),
+        ];
+        for (field, _) in parameters.into_iter().filter(|(_, is_set)| *is_set) {
+            findings.warning(format!("{path}.{field}"), "has no effect with ISTIO_MUTUAL");
+        }
         return;
     }
     let terminates = matches!(tls.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
@@ -195,11 +205,55 @@ fn tls(path: &str, tls: &ServerTlsSettings, findings: &mut Findings) {
     if !tls.ca_crl.is_empty() && tls.mode == ServerTlsMode::Simple && !by_name {
         findings.error(format!("{path}.caCrl"), "SIMPLE TLS verifies no client certificate, and needs no CRL");
     }
-    if matches!(tls.min_protocol_version, TlsProtocol::V1_0 | TlsProtocol::V1_1) {
+    if tls.mode == ServerTlsMode::Simple && by_name && !tls.subject_alt_names.is_empty() {
+        findings
+            .error(format!("{path}.subjectAltNames"), "SIMPLE TLS asks clients for no certificate to have such a name")
+            .help("use MUTUAL, or leave them out");
+    }
+    if tls.credential_names.len() > 2 {
+        findings.error(format!("{path}.credentialNames"), "at most two certificates can be named");
+    }
+    if let Some(index) = tls.credential_names.iter().position(String::is_empty) {
+        findings.error(format!("{path}.credentialNames[{index}]"), "must not be empty");
+    }
+    pins(path, tls, findings);
+    parameters(path, tls, findings);
+}
+
+fn pins(path: &str, tls: &ServerTlsSettings, findings: &mut Findings) {
+    for (index, pin) in tls.verify_certificate_spki.iter().enumerate() {
+        if tls_lists::spki_pin(pin).is_none() {
+            let message = format!("`{pin}` is no SHA-256 in base64");
+            findings.error(format!("{path}.verifyCertificateSpki[{index}]"), message);
+        }
+    }
+    for (index, hash) in tls.verify_certificate_hash.iter().enumerate() {
+        if tls_lists::certificate_hash(hash).is_none() {
+            let message = format!("`{hash}` is no SHA-256 in hexadecimal digits");
+            findings.error(format!("{path}.verifyCertificateHash[{index}]"), message);
+        }
+    }
+}
+
+/// Versions, suites and curves.
+fn parameters(path: &str, tls: &ServerTlsSettings, findings: &mut Findings) {
+    let is_old = |version| matches!(version, TlsProtocol::V1_0 | TlsProtocol::V1_1);
+    let (min, max) = (tls.min_protocol_version, tls.max_protocol_version);
+    if is_old(min) {
         findings
             .warning(format!("{path}.minProtocolVersion"), "TLS below 1.2 is not offered")
             .help("clients that can't speak TLS 1.2 are refused");
     }
+    if is_old(max) {
+        findings
+            .warning(format!("{path}.maxProtocolVersion"), "TLS below 1.2 is not offered: no client can connect")
+            .help("use TLSV1_2 or TLSV1_3");
+    } else if max != TlsProtocol::Auto && min > max {
+        findings.warning(format!("{path}.maxProtocolVersion"), "is below the minimum: no client can connect");
+    }
+    let suites = tls_lists::cipher_suites(&tls.cipher_suites);
+    tls_list(&format!("{path}.cipherSuites"), &tls.cipher_suites, &suites, findings);
+    tls_list(&format!("{path}.ecdhCurves"), &tls.ecdh_curves, &tls_lists::groups(&tls.ecdh_curves), findings);
 }
 
 fn mode_name(mode: ServerTlsMode) -> &'static str {

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::Findings;
 use super::destination_rule::{connect_timeout, connection_pool, locality, outlier_detection};
-use crate::resource::mesh_config::MeshConfig;
+use super::primitive::tls_list;
+use crate::resource::mesh_config::{MeshConfig, TlsConfig};
 use crate::resource::proxy_config::{ConnectionSettings, ProxyConfig};
+use crate::tls_lists;
 
 pub(super) fn validate(spec: &MeshConfig, findings: &mut Findings) {
     connect_timeout("connectTimeout", spec.connect_timeout, findings);
@@ -20,6 +22,11 @@ pub(super) fn validate(spec: &MeshConfig, findings: &mut Findings) {
         if let Some(outlier) = &policy.outlier_detection {
             outlier_detection("defaultTrafficPolicy.outlierDetection", outlier, findings);
         }
+    }
+    if let Some(TlsConfig { min_protocol_version: _, ecdh_curves, cipher_suites }) = &spec.tls_defaults {
+        let usable = tls_lists::cipher_suites(cipher_suites);
+        tls_list("tlsDefaults.cipherSuites", cipher_suites, &usable, findings);
+        tls_list("tlsDefaults.ecdhCurves", ecdh_curves, &tls_lists::groups(ecdh_curves), findings);
     }
     if let Some(config) = &spec.default_config {
         proxy_config("defaultConfig", config, findings);

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::{Findings, keyed};
 use crate::snapshot::matcher::Pattern;
+use crate::tls_lists::Usable;
 
 /// At least a millisecond, and whole milliseconds.
 pub(super) fn duration(path: &str, duration: Option<Duration>, findings: &mut Findings) {
@@ -55,6 +56,16 @@ pub(super) fn regex(path: &str, text: &str, findings: &mut Findings) {
         // The last line says what is wrong; those above draw the expression.
         let reason = message.lines().last().unwrap_or_default().trim_start_matches("error: ");
         findings.error(path, format!("not a regular expression: {reason}"));
+    }
+}
+
+/// `cipherSuites` and `ecdhCurves`, of which `usable` is left.
+pub(super) fn tls_list<T>(path: &str, names: &[String], usable: &Usable<T>, findings: &mut Findings) {
+    for (index, reason) in &usable.dropped {
+        findings.warning(format!("{path}[{index}]"), format!("{reason}: it is left out"));
+    }
+    if usable.items.is_empty() && names.iter().any(|name| !name.is_empty()) {
+        findings.warning(path, "nothing in this list can be offered: the defaults are in its place");
     }
 }
 

@@ -72,6 +72,56 @@ fn rules_of_gateways() {
             format!("{{{https}, tls: {{mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_1}}}}"),
             &["W servers[0].tls.minProtocolVersion"],
         ),
+        (
+            format!("{{{https}, tls: {{mode: SIMPLE, credentialName: a, maxProtocolVersion: TLSV1_1}}}}"),
+            &["W servers[0].tls.maxProtocolVersion"],
+        ),
+        (
+            format!(
+                "{{{https}, tls: {{mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_3, \
+                 maxProtocolVersion: TLSV1_2}}}}"
+            ),
+            &["W servers[0].tls.maxProtocolVersion"],
+        ),
+        (
+            format!(
+                "{{{https}, tls: {{mode: SIMPLE, credentialName: a, cipherSuites: [nonsense, AES128-SHA], \
+                 ecdhCurves: [X25519, X25519, P-224]}}}}"
+            ),
+            &[
+                "W servers[0].tls.cipherSuites[0]",
+                "W servers[0].tls.cipherSuites[1]",
+                "W servers[0].tls.cipherSuites",
+                "W servers[0].tls.ecdhCurves[1]",
+                "W servers[0].tls.ecdhCurves[2]",
+            ],
+        ),
+        (format!("{{{https}, tls: {{mode: ISTIO_MUTUAL, cipherSuites: [x]}}}}"), &["W servers[0].tls.cipherSuites"]),
+        (
+            format!("{{{https}, tls: {{mode: SIMPLE, credentialName: a, subjectAltNames: [b]}}}}"),
+            &["E servers[0].tls.subjectAltNames"],
+        ),
+        (format!("{{{https}, tls: {{mode: MUTUAL, credentialName: a, subjectAltNames: [b]}}}}"), &[]),
+        (
+            format!("{{{https}, tls: {{mode: SIMPLE, credentialNames: [a, '', c]}}}}"),
+            &["E servers[0].tls.credentialNames", "E servers[0].tls.credentialNames[1]"],
+        ),
+        (
+            format!(
+                "{{{https}, tls: {{mode: MUTUAL, credentialName: a, verifyCertificateSpki: [x], \
+                 verifyCertificateHash: ['00']}}}}"
+            ),
+            &["E servers[0].tls.verifyCertificateSpki[0]", "E servers[0].tls.verifyCertificateHash[0]"],
+        ),
+        (
+            format!("{{{https}, tls: {{mode: MUTUAL, tlsCertificates: [{{serverCertificate: a}}]}}}}"),
+            &["E servers[0].tls.tlsCertificates[0]", "E servers[0].tls.caCertificates"],
+        ),
+        (
+            format!("{{{https}, tls: {{mode: SIMPLE, serverCertificate: a, privateKey: b, caCrl: c}}}}"),
+            &["E servers[0].tls.caCrl"],
+        ),
+        (format!("{{{https}, tls: {{mode: PASSTHROUGH, httpsRedirect: true}}}}"), &["W servers[0].tls.httpsRedirect"]),
         ("{hosts: ['*'], port: {number: 80, name: a, protocol: HTTP}, tls: {httpsRedirect: true}}".into(), &[]),
         (
             "{hosts: ['*'], port: {number: 80, name: a, protocol: HTTP}, tls: {mode: SIMPLE, credentialName: a}}"
@@ -121,6 +171,20 @@ fn rules_of_virtual_services() {
             &["E tls[0].match[0].sniHosts[0]", "W tls[0].match[0].sniHosts[1]"],
         ),
         ("hosts: ['*.b'], tls: [{match: [{sniHosts: [a.b]}]}]".into(), &["E tls[0].route"]),
+        (
+            "hosts: ['*.b'], tls: [{match: [{}, {sniHosts: [a.b], port: 65536, destinationSubnets: [x]}], \
+             route: [{destination: {host: x}}]}]"
+                .into(),
+            &["E tls[0].match[0].sniHosts", "E tls[0].match[1].destinationSubnets[0]", "E tls[0].match[1].port"],
+        ),
+        (
+            "hosts: [a.b], tcp: [{match: [{destinationSubnets: [x], gateways: ['./g']}], route: []}]".into(),
+            &["E tcp[0].match[0].destinationSubnets[0]", "E tcp[0].match[0].gateways[0]", "E tcp[0].route"],
+        ),
+        (
+            "hosts: [a.b], tcp: [{route: [{destination: {host: x}, weight: -1}, {weight: 2}]}]".into(),
+            &["E tcp[0].route[1].destination", "E tcp[0].route[0].weight"],
+        ),
         (
             "hosts: [a.b], tcp: [{match: [{destinationSubnets: [10.0.0.0/8, x]}], route: [{destination: {host: x}}]}]"
                 .into(),
@@ -268,6 +332,13 @@ fn rules_of_destination_rules() {
             ("outlierDetection: {maxEjectionPercent: 101}", &["E trafficPolicy.outlierDetection.maxEjectionPercent"]),
             ("tls: {mode: MUTUAL, clientCertificate: a}", &["E trafficPolicy.tls.privateKey"]),
             ("tls: {mode: SIMPLE, credentialName: a, caCertificates: b}", &["E trafficPolicy.tls.caCertificates"]),
+            ("tls: {mode: SIMPLE, credentialName: 'configmap://ns/a'}", &[]),
+            ("tls: {mode: SIMPLE, credentialName: 'configmap://other/a'}", &["E trafficPolicy.tls.credentialName"]),
+            ("tls: {mode: SIMPLE, credentialName: 'configmap://a'}", &["E trafficPolicy.tls.credentialName"]),
+            (
+                "tls: {mode: SIMPLE, insecureSkipVerify: true, subjectAltNames: [a]}",
+                &["E trafficPolicy.tls.insecureSkipVerify"],
+            ),
             ("portLevelSettings: [{port: {number: 80}}]", &["E trafficPolicy.portLevelSettings[0]"]),
             ("tunnel: {targetHost: a, targetPort: 1}, proxyProtocol: {}", &["E trafficPolicy.proxyProtocol"]),
         ],

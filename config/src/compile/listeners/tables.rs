@@ -169,9 +169,8 @@ impl Table {
                 (None, None) => true,
                 _ => false,
             };
-            // Domains of redirects are made for each compile.
-            let same_domain =
-                Arc::ptr_eq(&known.domain, wanted.domain) || (wanted.part.is_none() && known.domain == *wanted.domain);
+            // Another Gateway may name the same domain, and domains of redirects are made for each compile.
+            let same_domain = Arc::ptr_eq(&known.domain, wanted.domain) || known.domain == *wanted.domain;
             same_part && same_domain && known.https_redirect == wanted.https_redirect
         });
         let gone = first..self.mentions.len() - last;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::load::Loader;
+use crate::resource::Kind;
 use crate::source::Rescan;
 
 struct Directory {
@@ -186,6 +187,127 @@ fn a_memo_gives_what_a_fresh_compile_gives() {
     }
 }
 
+/// A TLS server on port 443 and a TCP server on port 9000.
+fn tls_gateway(name: &str, tls: &str, hosts: &str) -> String {
+    let servers = format!(
+        "{{port: {{number: 443, name: https, protocol: HTTPS}}, hosts: {hosts}, tls: {tls}}}, \
+         {{port: {{number: 9000, name: tcp, protocol: TCP}}, hosts: ['*']}}"
+    );
+    gateway("gw", name, &servers)
+}
+
+fn named_secret(name: &str, value: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: istio-system}}\nstringData: {{key: '{value}'}}\n---\n"
+    )
+}
+
+fn secret(value: &str) -> String {
+    named_secret("a", value)
+}
+
+fn mesh(tls_defaults: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    \
+         tlsDefaults: {tls_defaults}\n"
+    )
+}
+
+#[test]
+fn chains_stay_what_they_are() {
+    let service = |status: u16| {
+        let spec = format!("{{hosts: [a.com], gateways: [gw/a], http: [{{directResponse: {{status: {status}}}}}]}}");
+        virtual_service("n", "a", &spec)
+    };
+    let server = |name: &str, hosts: &str| {
+        format!(
+            "{{port: {{number: 443, name: {name}, protocol: HTTPS}}, hosts: {hosts}, tls: {{mode: SIMPLE, credentialName: c}}}}"
+        )
+    };
+    let servers =
+        |more: &str| gateway("gw", "a", &format!("{}, {}{more}", server("a", "[a.com]"), server("b", "[b.com]")));
+    let other = gateway("gw", "z", &server("z", "[z.com]").replace("443", "444"));
+    let mut directory = Directory::new(&[
+        ("gateway.yaml", &servers("")),
+        ("other.yaml", &other),
+        ("a.yaml", &service(200)),
+        ("secret.yaml", &(secret("1") + &named_secret("b", "1"))),
+    ]);
+    let listener = |snapshot: &Snapshot, port| {
+        Arc::clone(snapshot.listeners.iter().find(|listener| listener.port == port).unwrap())
+    };
+    let tls = |snapshot: &Snapshot, chain: usize| match &listener(snapshot, 443).filter_chains[chain].transport {
+        crate::snapshot::listener::Transport::Terminate(tls) => Arc::clone(tls),
+        other => panic!("{other:?}"),
+    };
+    let first = directory.load();
+
+    // A route changes: one chain does, with the TLS that it had.
+    directory.write("a.yaml", &service(201));
+    let routed = directory.load();
+    let (before, after) = (listener(&first, 443), listener(&routed, 443));
+    assert!(!Arc::ptr_eq(&before.filter_chains[0], &after.filter_chains[0]));
+    assert!(Arc::ptr_eq(&before.filter_chains[1], &after.filter_chains[1]));
+    assert!(Arc::ptr_eq(&tls(&first, 0), &tls(&routed, 0)));
+    assert!(Arc::ptr_eq(&listener(&first, 444), &listener(&routed, 444)));
+    assert!(Arc::ptr_eq(&first.secrets, &routed.secrets));
+
+    // The Gateway gets another server: those that it had stay, wherever they stand in it.
+    directory.write("gateway.yaml", &servers(&format!(", {}", server("c", "[c.com]"))));
+    let longer = directory.load();
+    let chains = listener(&longer, 443).filter_chains.clone();
+    assert_eq!(chains.len(), 3);
+    assert!(Arc::ptr_eq(&chains[0], &after.filter_chains[0]));
+    assert!(Arc::ptr_eq(&chains[1], &after.filter_chains[1]));
+    let swapped = gateway("gw", "a", &format!("{}, {}", server("b", "[b.com]"), server("a", "[a.com]")));
+    directory.write("gateway.yaml", &swapped);
+    let chains = listener(&directory.load(), 443).filter_chains.clone();
+    assert!(Arc::ptr_eq(&chains[0], &after.filter_chains[1]));
+    assert!(Arc::ptr_eq(&chains[1], &after.filter_chains[0]));
+
+    // A Secret changes: that one, and nothing else.
+    let before = directory.load();
+    directory.write("secret.yaml", &(secret("2") + &named_secret("b", "1")));
+    let after = directory.load();
+    assert!(!Arc::ptr_eq(&before.secrets, &after.secrets));
+    assert!(!before.secrets.secrets["a"].is_same(&after.secrets.secrets["a"]));
+    assert!(before.secrets.secrets["b"].is_same(&after.secrets.secrets["b"]));
+    assert!(before.listeners.iter().zip(&after.listeners).all(|(before, after)| Arc::ptr_eq(before, after)));
+    assert_eq!(after.secrets.secrets["a"].get("key"), Some(&b"2"[..]));
+}
+
+/// Secrets of other namespaces are none of ours.
+#[test]
+fn only_secrets_of_this_namespace_are_there() {
+    let other = secret("1").replace("istio-system", "other");
+    let snapshot = compiled(&(other + &named_secret("own", "1"))).snapshot;
+    assert_eq!(snapshot.secrets.secrets.keys().map(|name| &**name).collect::<Vec<_>>(), ["own"]);
+}
+
+#[test]
+fn tls_of_a_cluster_stays_when_its_endpoints_change() {
+    let entry = |address: &str| {
+        let spec = format!(
+            "spec: {{hosts: [s.com], ports: [{{number: 443, name: https}}], resolution: STATIC, endpoints: [{{address: {address}}}]}}"
+        );
+        document("ServiceEntry", "n", "s", &spec)
+    };
+    let route = virtual_service(
+        "n",
+        "v",
+        "{hosts: [h.com], gateways: [gw/web], http: [{route: [{destination: {host: s.com}}]}]}",
+    );
+    let rule = document("DestinationRule", "n", "r", "spec: {host: s.com, trafficPolicy: {tls: {mode: SIMPLE}}}");
+    let mut directory =
+        Directory::new(&[("web.yaml", WEB), ("route.yaml", &(route + &rule)), ("entry.yaml", &entry("192.0.2.1"))]);
+    let tls = |snapshot: &Snapshot| snapshot.clusters.values().next().unwrap().tls.clone().unwrap();
+    let before = directory.load();
+    directory.write("entry.yaml", &entry("192.0.2.2"));
+    let after = directory.load();
+    assert!(!Arc::ptr_eq(&before.clusters, &after.clusters));
+    assert!(Arc::ptr_eq(&tls(&before), &tls(&after)));
+}
+
 /// Documents in several versions; a step of a history picks one version of each, or none.
 fn versions() -> Vec<Vec<Arc<Resource>>> {
     let rule = |name: &str, host: &str, more: &str, action: &str| {
@@ -206,6 +328,13 @@ fn versions() -> Vec<Vec<Arc<Resource>>> {
         |status: u16| virtual_service("n", "leaf", &format!("{{http: [{{directResponse: {{status: {status}}}}}]}}"));
     let server =
         |hosts: &str, rest: &str| format!("{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: {hosts}{rest}}}");
+    let streams = |name: &str| {
+        let route = "route: [{destination: {host: s}}]";
+        format!(
+            "{{hosts: ['*.com'], gateways: [gw/a, gw/b], tls: [{{match: [{{sniHosts: [{name}]}}], {route}}}], \
+             tcp: [{{match: [{{port: 9000}}], {route}}}]}}"
+        )
+    };
     let texts: Vec<Vec<String>> = vec![
         vec![
             gateway("gw", "web", &server("['*']", "")),
@@ -244,15 +373,35 @@ fn versions() -> Vec<Vec<Arc<Resource>>> {
         vec![
             destination_rule("{host: s, trafficPolicy: {connectionPool: {tcp: {maxConnections: 5}}}}"),
             destination_rule("{host: '*', trafficPolicy: {outlierDetection: {}}}"),
+            destination_rule("{host: s, trafficPolicy: {tls: {mode: MUTUAL, credentialName: a}}}"),
+            destination_rule(
+                "{host: s, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 5s}}, tls: {mode: SIMPLE}}}",
+            ),
         ],
+        vec![
+            tls_gateway("a", "{mode: SIMPLE, credentialName: a}", "[a.com, '*.b.com']"),
+            tls_gateway("a", "{mode: MUTUAL, credentialName: a}", "[a.com, '*.b.com']"),
+            tls_gateway("a", "{mode: PASSTHROUGH}", "['*']"),
+        ],
+        vec![
+            tls_gateway("b", "{mode: SIMPLE, credentialName: b}", "[b.com]"),
+            tls_gateway("b", "{mode: SIMPLE, credentialName: b}", "[A.com, c.com]"),
+            tls_gateway("b", "{mode: PASSTHROUGH}", "[c.com]"),
+        ],
+        vec![virtual_service("n", "streams", &streams("a.com")), virtual_service("n", "streams", &streams("c.com"))],
+        vec![secret("1"), secret("2")],
+        vec![mesh("{}"), mesh("{cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]}")],
     ];
     let resource = |text: &String| {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("input.yaml");
         fs::write(&file, text).unwrap();
         let generation = accept::load([file], "istio-system");
-        assert_eq!(generation.resources.len(), 1, "{:?}\n{text}", generation.diagnostics);
-        Arc::clone(&generation.resources[0])
+        // The mesh's settings are in a ConfigMap, and count by themselves.
+        let mut resources = generation.resources.iter().filter(|resource| resource.meta.kind != Kind::ConfigMap);
+        let found = resources.next().map(Arc::clone);
+        assert!(found.is_some() && resources.next().is_none(), "{:?}\n{text}", generation.diagnostics);
+        found.unwrap()
     };
     texts.iter().map(|versions| versions.iter().map(resource).collect()).collect()
 }
@@ -266,7 +415,7 @@ fn any_history_leads_to_what_a_fresh_compile_gives() {
 
     let versions = versions();
     // Which document changes, and to which version; 0 removes it.
-    let step = prop::collection::vec((0..versions.len(), 0..4_usize), 1..4);
+    let step = prop::collection::vec((0..versions.len(), 0..5_usize), 1..4);
     let options = Options::default();
     let config = Config { cases: 150, failure_persistence: None, ..Config::default() };
     TestRunner::new(config)
@@ -286,6 +435,7 @@ fn any_history_leads_to_what_a_fresh_compile_gives() {
                 prop_assert_eq!(render::text(&memoised.snapshot), render::text(&fresh.snapshot));
                 prop_assert_eq!(memoised.snapshot, fresh.snapshot);
                 prop_assert_eq!(memoised.diagnostics, fresh.diagnostics);
+                prop_assert_eq!(memoised.credentials, fresh.credentials);
             }
             Ok(())
         })

@@ -186,3 +186,134 @@ fn same_settings(before: &ServerTls, after: &ServerTls) -> bool {
     let ServerTls { mode, certificates: _, client, parameters, alpn } = before;
     *mode == after.mode && *client == after.client && *parameters == after.parameters && *alpn == after.alpn
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use config::snapshot::Snapshot;
+    use config::snapshot::listener::{Bind, HttpChain};
+    use config::snapshot::tls::{
+        CaSource, CertificateSource, ClientAuthentication, PeerTrust, ServerMode, TlsParameters,
+    };
+    use config::source::Rescan;
+
+    use super::*;
+    use crate::state::{ListenerKey, State};
+
+    /// A chain for `name`, with the certificate `name.crt` of `directory`.
+    fn chain(directory: &Path, name: &str, client: ClientAuthentication) -> Arc<FilterChain> {
+        let file = |end: &str| directory.join(format!("{name}.{end}"));
+        let tls = ServerTls {
+            mode: ServerMode::Simple,
+            certificates: vec![CertificateSource::Files { certificate: file("crt"), key: file("key") }],
+            client,
+            parameters: TlsParameters::default(),
+            alpn: &["h2", "http/1.1"],
+        };
+        Arc::new(FilterChain {
+            name: name.into(),
+            gateways: Vec::new(),
+            server_names: vec![name.into()],
+            transport: Transport::Terminate(Arc::new(tls)),
+            handler: Handler::Http(Arc::new(HttpChain::default())),
+        })
+    }
+
+    fn snapshot(chains: &[Arc<FilterChain>]) -> Arc<Snapshot> {
+        let listener = Listener {
+            bind: Bind::Default,
+            port: 443,
+            target_port: 0,
+            proxy_protocol: false,
+            filter_chains: chains.to_vec(),
+        };
+        Arc::new(Snapshot { listeners: vec![Arc::new(listener)], ..Snapshot::default() })
+    }
+
+    fn chains(state: &State) -> &Arc<Chains> {
+        &state.listeners[&ListenerKey { bind: Bind::Default, port: 443 }]
+    }
+
+    fn write(directory: &Path, name: &str) {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        std::fs::write(directory.join(format!("{name}.crt")), made.cert.pem()).unwrap();
+        std::fs::write(directory.join(format!("{name}.key")), made.signing_key.serialize_pem()).unwrap();
+    }
+
+    fn tickets(chain: &Chain) -> *const dyn ProducesTickets {
+        Arc::as_ptr(chain.tickets.as_ref().unwrap())
+    }
+
+    #[test]
+    fn a_new_certificate_changes_its_chain_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let chain_for = |name| chain(directory.path(), name, ClientAuthentication::None);
+        write(directory.path(), "a.com");
+        write(directory.path(), "b.com");
+        let snapshot = snapshot(&[chain_for("a.com"), chain_for("b.com"), chain_for("c.com")]);
+        let mut credentials = Credentials::default();
+        credentials.refresh(&snapshot, &[], Rescan::All);
+        let first = State::build(Arc::clone(&snapshot), &credentials, &State::default());
+        write(directory.path(), "a.com");
+        credentials.refresh(&snapshot, &[], Rescan::All);
+        let second = State::build(snapshot, &credentials, &first);
+        let (before, after) = (chains(&first), chains(&second));
+        assert!(Arc::ptr_eq(before.by_name("b.com").unwrap(), after.by_name("b.com").unwrap()));
+        let (old, new) = (before.by_name("a.com").unwrap(), after.by_name("a.com").unwrap());
+        assert!(!Arc::ptr_eq(old, new));
+        assert!(old.drain.is_same(&new.drain), "connections stay");
+        assert!(std::ptr::addr_eq(tickets(old), tickets(new)), "sessions stay");
+        assert_eq!(before.given_up(after).count(), 0);
+        // What is not there is told, and its neighbours serve.
+        assert!(matches!(after.by_name("c.com").unwrap().tls, ChainTls::Unavailable(_)));
+        assert!(matches!(after.choose(Some("b.com")).unwrap().tls, ChainTls::Terminate(_)));
+        assert!(after.choose(Some("d.com")).is_none() && after.choose(None).is_none());
+    }
+
+    #[test]
+    fn another_client_verification_ends_sessions_and_connections() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), "a.com");
+        let trust = PeerTrust {
+            ca: CaSource::Files { ca: directory.path().join("a.com.crt"), crl: None },
+            subject_alt_names: Vec::new(),
+            spki_pins: Vec::new(),
+            certificate_hashes: Vec::new(),
+            skip_verification: false,
+        };
+        let mut credentials = Credentials::default();
+        let mut state = State::default();
+        let mut build = |client: ClientAuthentication| {
+            let snapshot = snapshot(&[chain(directory.path(), "a.com", client)]);
+            credentials.refresh(&snapshot, &[], Rescan::All);
+            state = State::build(snapshot, &credentials, &state);
+            Arc::clone(chains(&state))
+        };
+        let open = build(ClientAuthentication::None);
+        let closed = build(ClientAuthentication::Required(trust.clone()));
+        let (before, after) = (open.by_name("a.com").unwrap(), closed.by_name("a.com").unwrap());
+        assert!(!std::ptr::addr_eq(tickets(before), tickets(after)));
+        assert_eq!(open.given_up(&closed).count(), 1);
+        // The CA's content counts, too; then connections may stay.
+        write(directory.path(), "a.com");
+        let rotated = build(ClientAuthentication::Required(trust));
+        let next = rotated.by_name("a.com").unwrap();
+        assert!(!std::ptr::addr_eq(tickets(after), tickets(next)));
+        assert_eq!(closed.given_up(&rotated).count(), 0);
+    }
+
+    #[test]
+    fn a_listener_that_moves_leaves_its_chains_behind() {
+        let directory = PathBuf::from("/nonexistent");
+        let chain = chain(&directory, "a.com", ClientAuthentication::None);
+        let first = State::build(snapshot(&[Arc::clone(&chain)]), &Credentials::default(), &State::default());
+        let mut moved = Snapshot::clone(&snapshot(&[chain]));
+        let listener = Listener { target_port: 1, ..Listener::clone(&moved.listeners[0]) };
+        moved.listeners = vec![Arc::new(listener)];
+        let second = State::build(Arc::new(moved), &Credentials::default(), &first);
+        assert!(!chains(&first).drain.is_same(&chains(&second).drain));
+        assert_eq!(chains(&first).given_up(chains(&second)).count(), 1);
+    }
+}

@@ -300,11 +300,11 @@ mod tests {
             transport_reason(&io::Error::other(alert)),
             "TLS_error:|268436496:SSL_routines:OPENSSL_internal:SSLV3_ALERT_HANDSHAKE_FAILURE:TLS_error_end"
         );
-        let expired = Error::InvalidCertificate(rustls::CertificateError::Expired);
+        let unknown = Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         assert_eq!(
-            transport_reason(&io::Error::other(expired)),
+            transport_reason(&io::Error::other(unknown)),
             "TLS_error:|268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify_cert_failed:\
-             _X509_verify_cert:_certificate_verification_error_at_depth_0:_certificate_has_expired:TLS_error_end"
+             _X509_verify_cert:_certificate_verification_error_at_depth_0:_unable_to_get_local_issuer_certificate:TLS_error_end"
         );
     }
 }

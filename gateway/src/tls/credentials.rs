@@ -391,3 +391,7 @@ fn wanted(snapshot: &Snapshot, uses: &[CredentialUse]) -> (AHashSet<CertificateS
     authorities.retain(|source| !matches!(source, CaSource::Unusable(_)));
     (certificates, authorities)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests;

@@ -30,8 +30,9 @@ pub async fn connect(
             // As Envoy answers while it waits for a secret.
             ClusterTls::Unavailable(_) => return Err(Cow::Borrowed("TLS_error:_Secret_is_not_supplied_by_SDS")),
         };
-        let socket = open(&cluster.config, address).await.map_err(|error| transport_reason(&error))?;
+        let mut socket = open(&cluster.config, address).await.map_err(|error| transport_reason(&error))?;
         let Some(client) = client else { return Ok(Transport::from(socket)) };
+        socket.read_ahead();
         let peer = match address {
             Address::Ip(address) => Some(address.ip()),
             Address::UnixPath(_) | Address::UnixAbstract(_) => None,
@@ -82,4 +83,183 @@ fn transport_reason(error: &io::Error) -> Cow<'static, str> {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     Cow::Owned(format!("delayed_connect_error:_{}", text.replace(' ', "_")))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use ahash::AHashMap;
+    use config::snapshot::Snapshot;
+    use config::snapshot::cluster::{ClusterName, Endpoints, Limits, ServiceIdentity, UpstreamProtocol};
+    use config::snapshot::tls::{CaSource, ClientMode, ClientTls, ServerNameSource, TlsParameters};
+    use config::source::Rescan;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::state::State;
+    use crate::tls::credentials::Credentials;
+
+    /// A CA, and a server with a certificate of its for one name.
+    struct Upstream {
+        directory: tempfile::TempDir,
+        address: Address,
+        listener: TcpListener,
+        acceptor: TlsAcceptor,
+    }
+
+    async fn upstream(name: &str) -> Upstream {
+        let directory = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        std::fs::write(directory.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        let issuer = Issuer::new(params, key);
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Ip(listener.local_addr().unwrap());
+        Upstream { directory, address, listener, acceptor: TlsAcceptor::from(Arc::new(config)) }
+    }
+
+    impl Upstream {
+        /// The SNI of the next connection, `-` without; `None` if the handshake fails.
+        async fn accept(&self) -> Option<String> {
+            let (socket, _) = self.listener.accept().await.unwrap();
+            let mut stream = self.acceptor.accept(socket).await.ok()?;
+            let name = stream.get_ref().1.server_name().unwrap_or("-").to_owned();
+            let _ = stream.write_all(name.as_bytes()).await;
+            Some(name)
+        }
+
+        fn ca(&self) -> std::path::PathBuf {
+            self.directory.path().join("ca.pem")
+        }
+    }
+
+    /// TLS whose SNI follows the request, checked with the CA in `ca`.
+    fn cluster(ca: &Path, verify_server_name: bool) -> Arc<Cluster> {
+        let tls = ClientTls {
+            mode: ClientMode::Simple,
+            server_name: ServerNameSource::Request,
+            ca: Some(CaSource::Files { ca: ca.to_owned(), crl: None }),
+            subject_alt_names: Vec::new(),
+            verify_server_name,
+            skip_verification: false,
+            certificate: None,
+            parameters: TlsParameters::default(),
+        };
+        let name = ClusterName::outbound(443, "", "up.example.com");
+        let identity = ServiceIdentity { host: "up".into(), name: "up".into(), namespace: "shop".into() };
+        let config = snapshot::Cluster {
+            name: name.clone(),
+            service: Arc::new(identity),
+            port: 443,
+            subset: String::new(),
+            endpoints: Endpoints::Static(Arc::default()),
+            protocol: UpstreamProtocol::Http1,
+            connect_timeout: Duration::from_secs(10),
+            limits: Limits::default(),
+            tls: Some(Arc::new(tls)),
+        };
+        let clusters = Arc::new(AHashMap::from([(name.clone(), Arc::new(config))]));
+        let snapshot = Arc::new(Snapshot { clusters, ..Snapshot::default() });
+        let mut credentials = Credentials::default();
+        credentials.refresh(&snapshot, &[], Rescan::All);
+        Arc::clone(&State::build(snapshot, &credentials, &State::default()).clusters[&name])
+    }
+
+    async fn failure(cluster: &Cluster, upstream: &Upstream, name: Option<&str>) -> String {
+        let connecting = connect(cluster, &upstream.address, Application::Http1, name);
+        match tokio::join!(connecting, upstream.accept()).0.unwrap_err() {
+            Reset::ConnectionFailure(reason) => reason.into_owned(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_name_is_sent_and_checked() {
+        let upstream = upstream("up.example.com").await;
+        let cluster = cluster(&upstream.ca(), true);
+        let connecting = connect(&cluster, &upstream.address, Application::Http1, Some("up.example.com"));
+        let (transport, name) = tokio::join!(connecting, upstream.accept());
+        assert_eq!(name.as_deref(), Some("up.example.com"));
+        let mut text = String::new();
+        transport.unwrap().read_to_string(&mut text).await.ok();
+        assert_eq!(text, "up.example.com");
+        // reference/networking.md §5.7.
+        assert_eq!(
+            failure(&cluster, &upstream, Some("wrong.com")).await,
+            "TLS_error:|268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify_cert_failed:\
+             _verify_SAN_list,_expected_SANs:_[wrong.com],_certificate_SANs:_[up.example.com]:TLS_error_end"
+        );
+        let reason = failure(&cluster, &upstream, Some("10.9.8.7")).await;
+        assert!(reason.contains("_verify_SAN_list,_expected_SANs:_[10.9.8.7],"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn raw_tcp_sends_no_name_and_checks_the_chain_alone() {
+        let upstream = upstream("up.example.com").await;
+        let cluster = cluster(&upstream.ca(), true);
+        let connecting = connect(&cluster, &upstream.address, Application::Tcp, None);
+        let (transport, name) = tokio::join!(connecting, upstream.accept());
+        assert!(transport.is_ok());
+        assert_eq!(name.as_deref(), Some("-"));
+    }
+
+    #[tokio::test]
+    async fn another_ca_is_not_trusted() {
+        let (upstream, other) = (upstream("up.example.com").await, upstream("up.example.com").await);
+        let cluster = cluster(&other.ca(), false);
+        let reason = failure(&cluster, &upstream, Some("up.example.com")).await;
+        assert!(reason.contains("depth_0:_unable_to_get_local_issuer_certificate"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_ca_fails_before_anything_is_sent() {
+        let upstream = upstream("up.example.com").await;
+        let cluster = cluster(Path::new("/nonexistent/ca.pem"), false);
+        let connected = connect(&cluster, &upstream.address, Application::Http1, Some("up.example.com")).await;
+        let reason = Reset::ConnectionFailure("TLS_error:_Secret_is_not_supplied_by_SDS".into());
+        assert_eq!(connected.unwrap_err(), reason);
+    }
+
+    #[tokio::test]
+    async fn a_plaintext_server_is_no_tls_server() {
+        let upstream = upstream("up.example.com").await;
+        let cluster = cluster(&upstream.ca(), false);
+        let connecting = connect(&cluster, &upstream.address, Application::Http1, Some("up.example.com"));
+        let answer = async {
+            let (mut socket, _) = upstream.listener.accept().await.unwrap();
+            socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            socket
+        };
+        let (connected, _socket) = tokio::join!(connecting, answer);
+        let reason = "TLS_error:|268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end";
+        assert_eq!(connected.unwrap_err(), Reset::ConnectionFailure(reason.into()));
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_takes_no_longer_than_the_connect_timeout() {
+        let upstream = upstream("up.example.com").await;
+        let cluster = cluster(&upstream.ca(), false);
+        tokio::time::pause();
+        let connecting = connect(&cluster, &upstream.address, Application::Http1, None);
+        assert_eq!(connecting.await.unwrap_err(), Reset::ConnectionTimeout);
+    }
 }

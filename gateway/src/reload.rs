@@ -236,7 +236,11 @@ impl Reloader {
         let work = Arc::new(Mutex::new(Some(work)));
         let taken = Arc::clone(&work);
         // Nobody waits any more when the process ends.
-        let run = move || _ = lock(&taken).take().map(|work| sender.send(work.load()));
+        let run = move || {
+            if let Some(work) = lock(&taken).take() {
+                let _ = sender.send(work.load());
+            }
+        };
         // A thread of its own, not one of the pool: the allocator gives back what parsing needed when the thread ends,
         // and an idle thread would keep it.
         let update = match thread::Builder::new().name("load".to_owned()).spawn(run) {

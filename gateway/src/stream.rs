@@ -168,8 +168,8 @@ impl AsyncRead for Transport {
         if self.ahead.is_empty() {
             match &mut self.stream {
                 Stream::Plain(socket) => ready!(Pin::new(socket).poll_read(cx, buf))?,
-                Stream::Server(stream) => ready!(Pin::new(&mut **stream).poll_read(cx, buf))?,
-                Stream::Client(stream) => ready!(Pin::new(&mut **stream).poll_read(cx, buf))?,
+                Stream::Server(stream) => ready!(ended(Pin::new(&mut **stream).poll_read(cx, buf)))?,
+                Stream::Client(stream) => ready!(ended(Pin::new(&mut **stream).poll_read(cx, buf)))?,
             }
             self.received += (buf.filled().len() - before) as u64;
         } else {
@@ -180,6 +180,14 @@ impl AsyncRead for Transport {
             watch.follow(&buf.filled()[before..]);
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// A peer that ends TCP without ending TLS has ended, as for Envoy: many HTTP servers do so.
+fn ended(read: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+    match read {
+        Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+        read => read,
     }
 }
 

@@ -144,6 +144,7 @@ mod tests {
             let mut stream = self.acceptor.accept(socket).await.ok()?;
             let name = stream.get_ref().1.server_name().unwrap_or("-").to_owned();
             let _ = stream.write_all(name.as_bytes()).await;
+            let _ = stream.shutdown().await;
             Some(name)
         }
 

@@ -53,7 +53,7 @@ codes! {
     ConflictingGateways "IST0145" "Two servers have the same selector, port and host."
     JwtClaimBasedRoutingWithoutRequestAuthN "IST0149" "A route matches claims, and no RequestAuthentication verifies them."
     ReferencedProviderNotFound "IST0157" "A Telemetry names a provider that MeshConfig does not have."
-    InvalidGatewayCredential "IST0161" "A credential of a Gateway can't be used."
+    InvalidGatewayCredential "IST0161" "A credential that a Gateway or a DestinationRule names can't be used."
     GatewayPortNotDefinedOnService "IST0162" "A port of a Gateway is not a port of its Service."
     DestinationRuleSubsetNotSelectPods "IST0173" "A subset selects no endpoint."
     UnknownDestinationRuleHost "IST0174" "The host of a DestinationRule is no known service."

@@ -126,7 +126,7 @@ pub struct DnsEndpoint {
 pub enum UpstreamProtocol {
     /// HTTP/1.1.
     Http1,
-    /// HTTP/2 with prior knowledge.
+    /// HTTP/2: with prior knowledge, or agreed on in the TLS handshake.
     Http2,
     /// Whatever the client speaks (`useClientProtocol`).
     SameAsClient,

@@ -74,6 +74,16 @@ impl Translation<'_> {
                     ("sourceNamespace", !source_namespace.is_empty()),
                 ];
                 self.report_unused(&field, unused);
+                let is_partial = |host: &String| host.len() > 1 && host.starts_with('*') && !host.starts_with("*.");
+                if let Some(index) = sni_hosts.iter().position(is_partial) {
+                    let list = field.name("sniHosts");
+                    let message = format!(
+                        "`{}`: a `*` must be a whole label; this match entry is left out as a whole",
+                        sni_hosts[index]
+                    );
+                    self.report.error(Code::SchemaValidationError, list.index(index), message);
+                    continue;
+                }
                 let mut server_names: Vec<Arc<str>> = Vec::with_capacity(sni_hosts.len());
                 for host in sni_hosts {
                     let name: Arc<str> = host.to_ascii_lowercase().into();

@@ -265,6 +265,7 @@ fn tls_routes_claim_server_names() {
         ),
         ("['*']", "{sniHosts: ['*']}, {sniHosts: ['*.com']}", &["*", "*.com"]),
         ("['*']", "{sniHosts: ['*']}, {sniHosts: ['*', a.com]}", &["*"]),
+        ("['*']", "{sniHosts: [x.com, '*y.com']}, {sniHosts: [z.com]}", &["z.com"]),
         ("[a.com]", "{port: 443, sniHosts: [a.com]}", &["a.com"]),
         ("[a.com]", "{port: 444, sniHosts: [a.com]}", &[]),
         ("[a.com]", "{gateways: [gw/web], sniHosts: [a.com]}", &["a.com"]),

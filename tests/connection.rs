@@ -3,4 +3,5 @@
 mod codec;
 mod edge;
 mod path;
+mod proxy_protocol;
 mod timers;

@@ -20,4 +20,6 @@ mod resilience;
 mod routing;
 mod shutdown;
 mod streaming;
+mod tcp;
+mod tls;
 mod upgrade;

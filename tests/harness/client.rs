@@ -124,7 +124,9 @@ impl Http1 {
 
     /// A connection that exists.
     pub fn over(stream: impl Stream) -> Self {
-        Self { address: stream.socket().local_addr().unwrap(), stream: Box::new(stream), received: Vec::new() }
+        // A connection that was reset has lost it.
+        let address = stream.socket().local_addr().unwrap_or_else(|_| SocketAddr::new(CLIENT, 0));
+        Self { address, stream: Box::new(stream), received: Vec::new() }
     }
 
     /// Sends bytes as they are. A peer that has gone shows in the answer, not here.
@@ -447,23 +449,41 @@ pub fn fields(headers: &HeaderMap) -> Fields {
     headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
 }
 
+/// How a connection ends on which only `bytes` are sent, and the client's address.
+pub async fn ended_after(address: SocketAddr, bytes: impl AsRef<[u8]>) -> (SocketAddr, End) {
+    let (socket, client) = socket_of(CLIENT).unwrap();
+    match timeout(PATIENCE, socket.connect(address)).await.expect("in time") {
+        Ok(stream) => {
+            let mut connection = Http1::over(stream);
+            connection.send(bytes).await;
+            (client, connection.ended(PATIENCE).await)
+        }
+        // So soon that connecting saw it.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (client, End::Reset),
+        Err(error) => panic!("connect to {address}: {error}"),
+    }
+}
+
 /// A TCP connection from `source`, from a port that no other connection of this process has: the access log names
 /// connections by it.
 pub async fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let (socket, _) = socket_of(source)?;
+    let stream = timeout(PATIENCE, socket.connect(address)).await??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn socket_of(source: IpAddr) -> io::Result<(TcpSocket, SocketAddr)> {
     // Below the ports that the system chooses from; processes that run at once mostly begin at different ones.
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let next = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(997));
         let port = 10_000 + u16::try_from(next % 20_000).unwrap_or_default();
         let socket = TcpSocket::new_v4()?;
-        if let Err(error) = socket.bind(SocketAddr::new(source, port)) {
-            if error.kind() == io::ErrorKind::AddrInUse {
-                continue;
-            }
-            return Err(error);
+        match socket.bind(SocketAddr::new(source, port)) {
+            Ok(()) => return Ok((socket, SocketAddr::new(source, port))),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
         }
-        let stream = timeout(PATIENCE, socket.connect(address)).await??;
-        stream.set_nodelay(true)?;
-        return Ok(stream);
     }
 }

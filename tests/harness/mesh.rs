@@ -111,7 +111,12 @@ impl Mesh {
 
     /// Starts a gateway, or panics with what it had to say.
     pub async fn start(&self) -> Gateway {
-        self.builder().start().await.unwrap_or_else(|failure| panic!("{failure}\n--- configuration\n{}", self.yaml()))
+        self.builder().start().await.unwrap_or_else(|failure| {
+            // Long lines are certificates and keys.
+            let yaml = self.yaml();
+            let lines: Vec<_> = yaml.lines().map(|line| if line.len() > 300 { "…" } else { line }).collect();
+            panic!("{failure}\n--- configuration\n{}", lines.join("\n"))
+        })
     }
 }
 

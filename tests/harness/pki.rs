@@ -98,8 +98,9 @@ impl Authority {
 
     pub fn issue(&self, leaf: &Leaf) -> Identity {
         let key = leaf.key.pair();
-        let certificate = leaf.params.signed_by(&key, &self.issuer).unwrap();
-        Identity::new(leaf, &certificate, &key, &self.chain)
+        let params = leaf.numbered();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity::new(&params, &certificate, &key, &self.chain)
     }
 
     /// A certificate for `name`, for servers.
@@ -249,7 +250,6 @@ impl Leaf {
         params.distinguished_name = named(name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
-        params.serial_number = Some(SerialNumber::from_slice(&next_serial()));
         Self { params, key: Key::P256 }.valid(Validity::Current)
     }
 
@@ -323,19 +323,27 @@ impl Leaf {
     /// Signed with its own key.
     pub fn self_signed(&self) -> Identity {
         let key = self.key.pair();
-        let certificate = self.params.self_signed(&key).unwrap();
-        Identity::new(self, &certificate, &key, "")
+        let params = self.numbered();
+        let certificate = params.self_signed(&key).unwrap();
+        Identity::new(&params, &certificate, &key, "")
+    }
+
+    /// With a serial number of its own.
+    fn numbered(&self) -> CertificateParams {
+        let mut params = self.params.clone();
+        params.serial_number = Some(SerialNumber::from_slice(&next_serial()));
+        params
     }
 }
 
 impl Identity {
-    fn new(leaf: &Leaf, certificate: &rcgen::Certificate, key: &KeyPair, chain: &str) -> Self {
+    fn new(params: &CertificateParams, certificate: &rcgen::Certificate, key: &KeyPair, chain: &str) -> Self {
         Self {
             chain: format!("{}{chain}", certificate.pem()),
             key: key.serialize_pem(),
             leaf: certificate.der().clone(),
             spki: key.subject_public_key_info(),
-            serial: leaf.params.serial_number.as_ref().unwrap().to_bytes(),
+            serial: params.serial_number.as_ref().unwrap().to_bytes(),
         }
     }
 
@@ -378,19 +386,43 @@ impl Identity {
 
     /// The key in its older form: PKCS#1 for RSA, SEC1 for ECDSA. Needs openssl.
     pub fn traditional_key(&self) -> String {
-        let mut command = Command::new("openssl");
-        command.args(["pkey", "-traditional"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        child.stdin.take().unwrap().write_all(self.key.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "openssl pkey: {}", output.status);
-        String::from_utf8(output.stdout).unwrap()
+        openssl(&["pkey", "-traditional"], &self.key)
+    }
+
+    /// The key with a pass phrase. Needs openssl.
+    pub fn encrypted_key(&self) -> String {
+        openssl(&["pkcs8", "-topk8", "-passout", "pass:secret"], &self.key)
+    }
+
+    /// A self-signed certificate with an RSA key of 1024 bits, and the key. Needs openssl.
+    pub fn short_rsa() -> (String, String) {
+        let key = openssl(&["genrsa", "1024"], "");
+        let certificate = openssl(&["req", "-x509", "-key", "/dev/stdin", "-subj", "/CN=short", "-days", "30"], &key);
+        (certificate, key)
+    }
+
+    /// Writes chain and key to files of this name, for programs that want files.
+    pub fn write(&self, directory: &Path, name: &str) -> (String, String) {
+        let (chain, key) = (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
+        std::fs::write(&chain, &self.chain).unwrap();
+        std::fs::write(&key, &self.key).unwrap();
+        (chain.to_str().unwrap().to_owned(), key.to_str().unwrap().to_owned())
     }
 
     /// The lines of the key's PEM, of which none may ever be seen.
     pub fn key_lines(&self) -> Vec<String> {
         self.key.lines().filter(|line| !line.starts_with('-')).map(|line| line.trim().to_owned()).collect()
     }
+}
+
+fn openssl(arguments: &[&str], input: &str) -> String {
+    let mut command = Command::new("openssl");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "openssl {arguments:?}: {}", output.status);
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Lower-case hexadecimal.
@@ -416,6 +448,14 @@ pub fn tls_secret(name: &str, identity: &Identity) -> String {
 pub fn mutual_secret(name: &str, identity: &Identity, ca: &str) -> String {
     let (chain, key) = (identity.chain.as_bytes(), identity.key.as_bytes());
     secret(name, &[("tls.crt", chain), ("tls.key", key), ("ca.crt", ca.as_bytes())])
+}
+
+/// Writes a workload's certificate, key and root as a mesh mounts them.
+pub fn workload_files(directory: &Path, identity: &Identity, root: &str) {
+    std::fs::create_dir_all(directory).unwrap();
+    std::fs::write(directory.join("cert-chain.pem"), &identity.chain).unwrap();
+    std::fs::write(directory.join("key.pem"), &identity.key).unwrap();
+    std::fs::write(directory.join("root-cert.pem"), root).unwrap();
 }
 
 /// A directory of files that is changed as Kubernetes changes mounted secrets: all files at once, by one link.

@@ -18,6 +18,7 @@ mod peers;
 mod reload;
 mod resilience;
 mod routing;
+mod samples;
 mod shutdown;
 mod streaming;
 mod tcp;

@@ -7,6 +7,7 @@ mod modes;
 mod parameters;
 mod resumption;
 mod rotation;
+mod scan;
 mod selection;
 mod upstream;
 mod xfcc;

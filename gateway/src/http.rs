@@ -16,7 +16,7 @@ pub mod headers;
 mod mirror;
 pub mod normalize;
 mod redirect;
-mod timers;
+pub(crate) mod timers;
 pub mod violations;
 
 use std::cell::{OnceCell, RefCell};

@@ -13,6 +13,7 @@ pub mod response;
 pub mod server;
 pub mod state;
 pub mod stream;
+pub mod tcp;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;

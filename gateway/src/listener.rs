@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod chains;
 mod connection;
+pub mod proxy_protocol;
 pub mod socket;
 
 use std::collections::BTreeMap;

@@ -18,15 +18,35 @@ use crate::response::Flags;
 use crate::tls::parameters::{group_name, suite_name};
 use crate::upstream::cluster::{Address, Cluster};
 
+/// When a connection or a request began.
+#[derive(Debug, Clone, Copy)]
+pub struct Begun {
+    /// Wall clock.
+    pub clock: SystemTime,
+    /// Monotonic clock.
+    pub instant: Instant,
+}
+
+impl Begun {
+    /// This moment.
+    pub fn now() -> Self {
+        Self { clock: SystemTime::now(), instant: Instant::now() }
+    }
+}
+
 /// What is known of a downstream connection.
 #[derive(Debug)]
 pub struct ConnectionFacts {
     /// Counts the connections of this process, downstream and upstream together.
     pub id: u64,
-    /// The address the client connected to; `None` on unix sockets.
+    /// When it was accepted.
+    pub begun: Begun,
+    /// The address the client connected to, by the PROXY protocol if that is spoken; `None` on unix sockets.
     pub local: Option<SocketAddr>,
-    /// The address of the peer; `None` on unix sockets.
+    /// The address of the client, likewise.
     pub remote: Option<SocketAddr>,
+    /// The address of the socket's peer.
+    pub direct_remote: Option<SocketAddr>,
     /// Port of the server as the Gateway says.
     pub port: u16,
     /// TLS that is terminated on this connection.
@@ -160,16 +180,17 @@ impl PathAndQuery {
     }
 }
 
-/// Everything about one request that logs, metrics and header formats may ask for.
+/// Everything about one request that logs, metrics and header formats may ask for; or about one raw TCP connection, which
+/// has no values of HTTP.
 #[derive(Debug)]
 pub struct Facts {
     /// The connection it came on.
     pub connection: Rc<ConnectionFacts>,
-    /// Version the client speaks.
-    pub protocol: Protocol,
-    /// Wall clock at the first byte.
+    /// Version the client speaks; `None`: raw TCP.
+    pub protocol: Option<Protocol>,
+    /// Wall clock at the first byte; for raw TCP when the connection was accepted.
     pub started_at: SystemTime,
-    /// Monotonic clock at the first byte.
+    /// The same on the monotonic clock.
     pub started: Instant,
     /// The client after trusted proxies; port 0 when it comes from `x-forwarded-for`.
     pub client: Option<SocketAddr>,
@@ -201,9 +222,13 @@ pub struct Facts {
     pub flags: Flags,
     /// Response code details; empty if none.
     pub details: Cow<'static, str>,
-    /// Request body bytes.
+    /// Why the gateway ended a raw TCP connection; empty if it didn't, or if a flag tells.
+    pub termination_details: Cow<'static, str>,
+    /// Why the client's transport failed, blanks as `_`.
+    pub downstream_transport_failure: Option<Cow<'static, str>>,
+    /// Request body bytes, or all that a raw TCP client sent.
     pub bytes_received: u64,
-    /// Response body bytes.
+    /// Response body bytes, or all that was sent to a raw TCP client.
     pub bytes_sent: u64,
     /// When the last request byte arrived.
     pub request_complete: Option<Instant>,
@@ -216,12 +241,22 @@ pub struct Facts {
 impl Facts {
     /// What is known at the first byte of a request.
     pub fn new(connection: Rc<ConnectionFacts>, protocol: Protocol) -> Self {
+        Self::begin(connection, Some(protocol), Begun::now())
+    }
+
+    /// What is known of a connection that carries no requests.
+    pub fn of_connection(connection: Rc<ConnectionFacts>) -> Self {
+        let begun = connection.begun;
+        Self::begin(connection, None, begun)
+    }
+
+    fn begin(connection: Rc<ConnectionFacts>, protocol: Option<Protocol>, begun: Begun) -> Self {
         Self {
             client: connection.remote,
             connection,
             protocol,
-            started_at: SystemTime::now(),
-            started: Instant::now(),
+            started_at: begun.clock,
+            started: begun.instant,
             request: None,
             original_path: None,
             virtual_host: None,
@@ -236,6 +271,8 @@ impl Facts {
             response_trailers: Headers::default(),
             flags: Flags::default(),
             details: Cow::Borrowed(""),
+            termination_details: Cow::Borrowed(""),
+            downstream_transport_failure: None,
             bytes_received: 0,
             bytes_sent: 0,
             request_complete: None,

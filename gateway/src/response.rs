@@ -29,6 +29,7 @@ pub enum Flag {
     DC,
     URX,
     SI,
+    DT,
     DPE,
     UPE,
     NC,

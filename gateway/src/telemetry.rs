@@ -1,4 +1,4 @@
-//! What operators see of requests: metrics and the access log.
+//! What operators see of requests and connections: metrics and the access log.
 
 pub mod access_log;
 pub mod format;
@@ -27,6 +27,11 @@ impl Telemetry {
     /// Counts a finished request and writes its access log line. `state` is the one that the request was served with.
     pub fn record(&self, state: &State, facts: &Facts) {
         self.metrics.requests.record(facts);
+        self.log(state, facts);
+    }
+
+    /// Writes the access log line of a request or of a raw TCP connection.
+    pub fn log(&self, state: &State, facts: &Facts) {
         if let Some(log) = &state.snapshot.mesh.access_log {
             self.access_log.write(log, facts);
         }

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use config::snapshot::listener::{HttpChain, HttpSettings};
@@ -18,25 +18,12 @@ use super::timers::{Expired, Timers};
 use super::{ClientStream, Gone, Serving, forward, head, redirect};
 use crate::filter::cors;
 use crate::filter::headers as header_filter;
-use crate::request::{Facts, PathAndQuery, Protocol, RequestHead};
+use crate::request::{Begun, Facts, PathAndQuery, Protocol, RequestHead};
 use crate::response::{Failure, Flag, LocalReply, grpc_message, is_grpc};
 use crate::state::State;
 
 /// How long a client may take to read a reply of our own where nothing else is configured.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3600);
-
-/// When a request began.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Begun {
-    clock: SystemTime,
-    instant: Instant,
-}
-
-impl Begun {
-    pub fn now() -> Self {
-        Self { clock: SystemTime::now(), instant: Instant::now() }
-    }
-}
 
 /// One request under way.
 pub(super) struct Exchange {
@@ -486,7 +473,7 @@ impl Exchange {
         let (flag, details) = match gone {
             Gone::Disconnected => (Flag::DC, "downstream_remote_disconnect"),
             Gone::Reset => (Flag::DR, "http2.remote_reset"),
-            Gone::BadBody if self.facts.protocol == Protocol::Http2 => (Flag::DPE, "http2.remote_reset"),
+            Gone::BadBody if self.facts.protocol == Some(Protocol::Http2) => (Flag::DPE, "http2.remote_reset"),
             Gone::BadBody => (Flag::DPE, "http1.codec_error"),
         };
         self.facts.flags.set(flag);
@@ -495,7 +482,8 @@ impl Exchange {
 
     /// The end of the request: what is left to say to the client, then metrics and the access log.
     async fn finish<S: ClientStream>(mut self, stream: &mut S, mut outcome: Result<(), Cut>) {
-        if outcome == Err(Cut::Client(Gone::BadBody)) && !self.head_sent && self.facts.protocol != Protocol::Http2 {
+        if outcome == Err(Cut::Client(Gone::BadBody)) && !self.head_sent && self.facts.protocol != Some(Protocol::Http2)
+        {
             outcome = self.reply(stream, Failure::CodecError.reply()).await;
         }
         match outcome {

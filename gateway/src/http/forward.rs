@@ -435,7 +435,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
         let http2 = match self.cluster.config.protocol {
             UpstreamProtocol::Http1 => false,
             UpstreamProtocol::Http2 => true,
-            UpstreamProtocol::SameAsClient => self.exchange.facts.protocol == Protocol::Http2,
+            UpstreamProtocol::SameAsClient => self.exchange.facts.protocol == Some(Protocol::Http2),
         };
         let worker = std::rc::Rc::clone(&self.exchange.context.worker);
         let cluster = Arc::clone(&self.cluster);

@@ -12,12 +12,12 @@ use tokio::time::Sleep;
 
 use super::buffered::Buffered;
 use super::chunked::{Decoded, Decoder, write_chunk_size};
-use super::exchange::{self, Begun};
+use super::exchange;
 use super::head::{HeadScanner, InvalidHead, RequestHead, Version, reason};
 use super::headers::Headers;
 use super::timers::{Expired, Timers};
 use super::{ClientStream, Frame, Gone, Serving};
-use crate::request::Protocol;
+use crate::request::{Begun, Protocol};
 use crate::response::Failure;
 
 /// How long a closed connection's peer may go on sending, as Envoy's delayed close.

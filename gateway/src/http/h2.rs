@@ -14,11 +14,11 @@ use h2::{Reason, RecvStream, SendStream};
 use pingora_core::protocols::http::v2::server::{H2Options, handshake};
 use tokio::time::Sleep;
 
-use super::exchange::{self, Begun, is_authority_byte};
+use super::exchange::{self, is_authority_byte};
 use super::headers::Headers;
 use super::violations::{BodyWatch, FrameWatch, Violations};
 use super::{ClientStream, Frame, Gone, PREFACE, Serving, content_length};
-use crate::request::{PathAndQuery, Protocol, RequestHead};
+use crate::request::{Begun, PathAndQuery, Protocol, RequestHead};
 use crate::response::Flag;
 use crate::stream::Transport;
 use crate::upstream::{from_header_map, to_header_map};

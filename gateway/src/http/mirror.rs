@@ -59,7 +59,7 @@ impl Mirrors {
                 http2: match cluster.config.protocol {
                     UpstreamProtocol::Http1 => false,
                     UpstreamProtocol::Http2 => true,
-                    UpstreamProtocol::SameAsClient => exchange.facts.protocol == Protocol::Http2,
+                    UpstreamProtocol::SameAsClient => exchange.facts.protocol == Some(Protocol::Http2),
                 },
                 empty: complete,
             };

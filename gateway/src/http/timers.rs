@@ -57,22 +57,46 @@ pub(super) struct Timers {
 
 /// An idle time that starts anew with every movement; the timer itself is only touched when it fires.
 #[derive(Debug)]
-struct Idle {
+pub(crate) struct Idle {
     limit: Duration,
     last: Instant,
     timer: Pin<Box<Sleep>>,
 }
 
+impl Idle {
+    /// Begins at this moment.
+    pub fn new(limit: Duration) -> Self {
+        Self { limit, last: Instant::now(), timer: Box::pin(tokio::time::sleep(limit)) }
+    }
+
+    /// Something moved.
+    pub fn moved(&mut self) {
+        self.last = Instant::now();
+    }
+
+    /// Ready once nothing has moved for the whole time.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let left = self.limit.saturating_sub(self.last.elapsed());
+            if left.is_zero() {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(tokio::time::Instant::now() + left);
+        }
+        Poll::Pending
+    }
+}
+
 impl Timers {
     /// Watches for `limit` without movement.
     pub fn watch_idle(&mut self, limit: Duration) {
-        self.idle = Some(Idle { limit, last: Instant::now(), timer: Box::pin(tokio::time::sleep(limit)) });
+        self.idle = Some(Idle::new(limit));
     }
 
     /// Something moved.
     pub fn moved(&mut self) {
         if let Some(idle) = &mut self.idle {
-            idle.last = Instant::now();
+            idle.moved();
         }
     }
 
@@ -95,15 +119,9 @@ impl Timers {
                 return Poll::Ready(expired);
             }
         }
-        if let Some(idle) = &mut self.idle {
-            while idle.timer.as_mut().poll(cx).is_ready() {
-                let left = idle.limit.saturating_sub(idle.last.elapsed());
-                if left.is_zero() {
-                    return Poll::Ready(Expired::Idle);
-                }
-                idle.timer.as_mut().reset(tokio::time::Instant::now() + left);
-            }
+        match &mut self.idle {
+            Some(idle) => idle.poll(cx).map(|()| Expired::Idle),
+            None => Poll::Pending,
         }
-        Poll::Pending
     }
 }

@@ -18,9 +18,11 @@ use tracing::debug;
 
 use super::accept::Acceptor;
 use super::chains::{Chain, ChainTls, Chains};
+use super::proxy_protocol;
 use crate::http::{self, Downstream};
-use crate::request::{ConnectionFacts, TlsFacts};
+use crate::request::{Begun, ConnectionFacts, TlsFacts};
 use crate::stream::{Probation, Socket, Transport};
+use crate::tcp;
 use crate::telemetry::metrics::HandshakeFailure;
 use crate::tls::hello::{ClientHello, MAX_BYTES, NoHello};
 use crate::tls::server::Server;
@@ -29,13 +31,36 @@ use crate::worker::Worker;
 /// How long a client that was refused may take to read the alert, and what it may send meanwhile.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 64 * 1024;
+/// Time for the header of the PROXY protocol. Source: `reference/networking.md` §8.1.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// What Envoy logs of a client that speaks HTTP where TLS is expected.
+const HTTP_REQUEST: &str = "TLS_error:|268435612:SSL_routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end";
 
 /// Serves one connection from its first byte to its last.
-pub(super) async fn serve(worker: Rc<Worker>, acceptor: Arc<Acceptor>, socket: Socket, remote: Option<SocketAddr>) {
+pub(super) async fn serve(worker: Rc<Worker>, acceptor: Arc<Acceptor>, mut socket: Socket, remote: Option<SocketAddr>) {
+    let mut client = Client { begun: Begun::now(), local: socket.local_addr(), remote, direct_remote: remote };
     let chains = worker.gateway.state.load().listeners.get(&acceptor.key).map(Arc::clone);
     // The listener has just gone.
     let Some(chains) = chains else { return socket.reset_on_close() };
-    let local = socket.local_addr();
+    if chains.config.proxy_protocol {
+        let header = Box::pin(tokio::time::timeout(HEADER_TIMEOUT, proxy_protocol::read(&mut socket)));
+        match acceptor.drain.until_closing(header).await {
+            Some(Ok(Ok(None))) => {}
+            Some(Ok(Ok(Some(header)))) => {
+                (client.local, client.remote) = (Some(header.destination), Some(header.source));
+            }
+            Some(Ok(Err(error))) => {
+                debug!(%error, peer = ?remote, port = acceptor.key.port, "refused");
+                worker.gateway.telemetry.metrics.connections.without_header();
+                return socket.reset_on_close();
+            }
+            Some(Err(_)) => {
+                worker.gateway.telemetry.metrics.connections.without_header();
+                return socket.reset_on_close();
+            }
+            None => return,
+        }
+    }
     let admitted = match chains.config.filter_chains.as_slice() {
         [only] if only.transport == Wire::Plaintext => {
             let Some(chain) = chains.plaintext() else { return socket.reset_on_close() };
@@ -43,26 +68,44 @@ pub(super) async fn serve(worker: Rc<Worker>, acceptor: Arc<Acceptor>, socket: S
         }
         _ => {
             // On the heap: the many connections in plaintext need no room for it.
-            let admission = Box::pin(admit(&worker, &chains, socket));
+            let admission = Box::pin(admit(&worker, &chains, &client, socket));
             let Some(Some(admitted)) = acceptor.drain.until_closing(admission).await else { return };
             admitted
         }
     };
     drop(chains);
     let Admitted { transport, chain, tls, server_name } = admitted;
-    let facts = ConnectionFacts {
-        id: worker.gateway.next_connection_id(),
-        local,
-        remote,
-        port: acceptor.key.port,
-        tls: tls.map(Arc::new),
-        server_name,
-    };
-    let downstream =
-        Downstream { transport, listener: acceptor.key.clone(), facts: Rc::new(facts), drain: chain.drain.clone() };
+    let facts = client.facts(&worker, acceptor.key.port, tls.map(Arc::new), server_name);
+    let downstream = Downstream { transport, listener: acceptor.key.clone(), facts, drain: chain.drain.clone() };
     match &chain.config.handler {
         Handler::Http(_) => http::serve(worker, downstream, chain).await,
-        Handler::Tcp(_) => downstream.transport.reset_on_close(),
+        Handler::Tcp(tcp) => {
+            let tcp = Arc::clone(tcp);
+            drop(chain);
+            tcp::serve(worker, downstream, tcp).await;
+        }
+    }
+}
+
+/// The client as far as it is known before it has said anything.
+struct Client {
+    begun: Begun,
+    local: Option<SocketAddr>,
+    remote: Option<SocketAddr>,
+    direct_remote: Option<SocketAddr>,
+}
+
+impl Client {
+    fn facts(
+        &self,
+        worker: &Worker,
+        port: u16,
+        tls: Option<Arc<TlsFacts>>,
+        server_name: Option<Arc<str>>,
+    ) -> Rc<ConnectionFacts> {
+        let Self { begun, local, remote, direct_remote } = *self;
+        let id = worker.gateway.next_connection_id();
+        Rc::new(ConnectionFacts { id, begun, local, remote, direct_remote, port, tls, server_name })
     }
 }
 
@@ -75,7 +118,7 @@ struct Admitted {
 }
 
 /// Finds the chain for a connection of a listener with TLS, and does what that asks for; `None`: the connection is over.
-async fn admit(worker: &Worker, chains: &Chains, mut socket: Socket) -> Option<Admitted> {
+async fn admit(worker: &Worker, chains: &Chains, client: &Client, mut socket: Socket) -> Option<Admitted> {
     let count = |failure| worker.gateway.telemetry.metrics.handshakes.failed(failure);
     let (_place, cut, full) = worker.handshakes.begin();
     if full {
@@ -98,6 +141,8 @@ async fn admit(worker: &Worker, chains: &Chains, mut socket: Socket) -> Option<A
     let Some(chain) = chains.choose(server_name.as_deref()).map(Arc::clone) else {
         socket.reset_on_close();
         count(HandshakeFailure::NoFilterChain);
+        let reason = (hello == Err(NoHello::NotTls) && is_http(socket.ahead())).then_some(HTTP_REQUEST);
+        tcp::unserved(worker, client.facts(worker, chains.config.port, None, server_name), reason);
         return None;
     };
     let (transport, tls) = match &chain.tls {

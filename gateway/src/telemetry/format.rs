@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use config::snapshot::format::{Command, Format, Piece};
 
 use crate::http::headers::Headers;
-use crate::request::Facts;
+use crate::request::{Facts, Protocol};
 
 /// When a format is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,12 +64,12 @@ fn untruncated(command: &Command, facts: &Facts, moment: Moment, out: &mut Vec<u
     match command {
         Command::DownstreamRemoteAddress => address(facts.client, out),
         Command::DownstreamRemoteAddressWithoutPort => ip(facts.client, out),
-        Command::DownstreamDirectRemoteAddress => address(facts.connection.remote, out),
-        Command::DownstreamDirectRemoteAddressWithoutPort => ip(facts.connection.remote, out),
+        Command::DownstreamDirectRemoteAddress => address(facts.connection.direct_remote, out),
+        Command::DownstreamDirectRemoteAddressWithoutPort => ip(facts.connection.direct_remote, out),
         Command::DownstreamLocalAddress => address(facts.connection.local, out),
         Command::DownstreamLocalAddressWithoutPort => ip(facts.connection.local, out),
         Command::DownstreamLocalPort => number(facts.connection.local.map(|local| local.port()), out),
-        Command::Protocol => text(Some(facts.protocol.as_str()), out),
+        Command::Protocol => text(facts.protocol.map(Protocol::as_str), out),
         Command::RequestHeader { name, alternative } => {
             let found = request_header(facts, name)
                 .or_else(|| alternative.as_ref().and_then(|alternative| request_header(facts, alternative)));
@@ -112,6 +112,10 @@ fn untruncated(command: &Command, facts: &Facts, moment: Moment, out: &mut Vec<u
         Command::ConnectionId => number(Some(facts.connection.id), out),
         Command::Hostname => text(HOSTNAME.as_deref(), out),
         Command::ResponseCode => number(Some(facts.status), out),
+        Command::ConnectionTerminationDetails => {
+            text(Some(&*facts.termination_details).filter(|details| !details.is_empty()), out)
+        }
+        Command::DownstreamTransportFailureReason => text(facts.downstream_transport_failure.as_deref(), out),
         Command::ResponseCodeDetails => text(Some(&*facts.details).filter(|details| !details.is_empty()), out),
         Command::ResponseFlags => display(Some(&facts.flags), out),
         Command::Duration => match moment {
@@ -140,9 +144,7 @@ fn untruncated(command: &Command, facts: &Facts, moment: Moment, out: &mut Vec<u
             // Envoy prints the dash itself, in headers too.
             None => text(Some("-"), out),
         },
-        Command::ConnectionTerminationDetails
-        | Command::DownstreamTransportFailureReason
-        | Command::UpstreamWireBytesSent
+        Command::UpstreamWireBytesSent
         | Command::UpstreamWireBytesReceived
         | Command::DownstreamWireBytesSent
         | Command::DownstreamWireBytesReceived
@@ -296,15 +298,17 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::request::{ConnectionFacts, PathAndQuery, Protocol, RequestHead};
+    use crate::request::{Begun, ConnectionFacts, PathAndQuery, Protocol, RequestHead};
     use crate::response::Flag;
     use crate::upstream::cluster::Address;
 
     fn facts() -> Facts {
         let connection = ConnectionFacts {
             id: 7,
+            begun: Begun::now(),
             local: Some("10.44.1.23:8080".parse().unwrap()),
             remote: Some("10.0.0.9:46520".parse().unwrap()),
+            direct_remote: Some("10.0.0.9:46520".parse().unwrap()),
             port: 80,
             tls: None,
             server_name: None,

@@ -4,8 +4,10 @@
 
 mod certificates;
 mod handshakes;
+mod labels;
 mod page;
 mod requests;
+mod tcp;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ pub use certificates::{CertificateExpiry, Certificates};
 pub use handshakes::{HandshakeFailure, Handshakes};
 pub use page::Page;
 pub use requests::Requests;
+pub use tcp::{TcpConnections, TcpCounts};
 
 /// Who reports: this gateway, as the labels `source_*` say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -35,6 +38,8 @@ pub struct Source {
 pub struct Metrics {
     /// Requests, by Istio's labels.
     pub requests: Requests,
+    /// Raw TCP connections, by Istio's labels.
+    pub tcp: TcpConnections,
     /// Downstream connections.
     pub connections: Arc<Connections>,
     /// TLS handshakes with clients.
@@ -52,7 +57,7 @@ pub struct Metrics {
 impl Metrics {
     /// Nothing counted yet.
     pub fn new(source: &Source) -> Self {
-        Self { requests: Requests::new(source), ..Self::default() }
+        Self { requests: Requests::new(source), tcp: TcpConnections::new(source), ..Self::default() }
     }
 
     /// Writes everything to `page`.
@@ -60,6 +65,7 @@ impl Metrics {
         page.gauge("istio_build", &[("component", "proxy"), ("tag", VERSION)], 1);
         page.gauge("fairlead_build_info", &[("version", VERSION)], 1);
         self.requests.expose(page);
+        self.tcp.expose(page);
         self.connections.expose(page);
         self.handshakes.expose(page);
         self.reloads.expose(page);
@@ -80,6 +86,7 @@ pub struct Connections {
     refused: AtomicU64,
     failed: AtomicU64,
     panicked: AtomicU64,
+    without_header: AtomicU64,
 }
 
 impl Default for Connections {
@@ -91,6 +98,7 @@ impl Default for Connections {
             refused: AtomicU64::default(),
             failed: AtomicU64::default(),
             panicked: AtomicU64::default(),
+            without_header: AtomicU64::default(),
         }
     }
 }
@@ -131,6 +139,11 @@ impl Connections {
         self.panicked.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A connection didn't begin with a PROXY protocol header, as it must on its listener.
+    pub fn without_header(&self) {
+        self.without_header.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn expose(&self, page: &mut Page) {
         page.gauge("fairlead_downstream_connections_active", &[], self.active());
         for (name, counter) in [
@@ -138,6 +151,7 @@ impl Connections {
             ("fairlead_downstream_connections_refused_total", &self.refused),
             ("fairlead_accept_failures_total", &self.failed),
             ("fairlead_connection_panics_total", &self.panicked),
+            ("fairlead_proxy_protocol_failures_total", &self.without_header),
         ] {
             page.counter(name, &[], counter.load(Ordering::Relaxed));
         }

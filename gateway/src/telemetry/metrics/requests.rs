@@ -14,13 +14,11 @@ use ahash::AHashMap;
 use config::snapshot::cluster::ServiceIdentity;
 
 use super::Source;
-use super::page::{Page, render};
+use super::labels::{Destination, MAX_SERIES, Principals, Reporter, pack};
+use super::page::Page;
 use crate::request::{Facts, RequestHead};
 use crate::response::Flags;
 use crate::telemetry::format::grpc_status;
-
-/// Series that are kept at most: an upstream that makes up statuses must not take the memory.
-const MAX_SERIES: usize = 100_000;
 
 /// Entries of a thread's cache at most. It is emptied then, since most of them belong to clusters that are gone.
 const MAX_CACHED: usize = 8_192;
@@ -42,22 +40,15 @@ const BOUND_LABELS: [&str; 19] = [
 pub struct Requests {
     /// Tells the caches of several instances apart.
     instance: u64,
-    /// Rendered `reporter` and `source_*` labels.
-    source: SourceLabels,
+    reporter: Reporter,
     series: Mutex<AHashMap<Labels, Series>>,
     dropped: AtomicU64,
-}
-
-/// The labels around `destination_*` that never change.
-#[derive(Debug, Default)]
-struct SourceLabels {
-    rendered: String,
 }
 
 /// What distinguishes series.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Labels {
-    service: Option<[Arc<str>; 3]>,
+    destination: Destination,
     outcome: Outcome,
 }
 
@@ -107,6 +98,7 @@ struct Cache {
 #[derive(PartialEq, Eq, Hash)]
 struct CacheKey {
     service: usize,
+    principals: Principals,
     outcome: Outcome,
 }
 
@@ -127,7 +119,7 @@ impl Requests {
         static INSTANCES: AtomicU64 = AtomicU64::new(1);
         Self {
             instance: INSTANCES.fetch_add(1, Ordering::Relaxed),
-            source: SourceLabels::new(source),
+            reporter: Reporter::new(source),
             series: Mutex::default(),
             dropped: AtomicU64::new(0),
         }
@@ -138,6 +130,7 @@ impl Requests {
         let service = facts.cluster.as_ref().map(|cluster| &cluster.config.service);
         let key = CacheKey {
             service: service.map_or(0, |service| Arc::as_ptr(service).addr()),
+            principals: Principals::of(facts),
             outcome: Outcome {
                 status: facts.status,
                 grpc: facts.grpc,
@@ -152,7 +145,7 @@ impl Requests {
             if let Some(cached) = cache.entries.get(&key) {
                 return cached.counts.record(facts);
             }
-            let Some(counts) = self.counts(service, key.outcome, &facts.flags) else {
+            let Some(counts) = self.counts(service, &key, &facts.flags) else {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
                 return;
             };
@@ -162,23 +155,27 @@ impl Requests {
     }
 
     /// This thread's counters of a series, which is begun if need be.
-    fn counts(&self, service: Option<&Arc<ServiceIdentity>>, outcome: Outcome, flags: &Flags) -> Option<Arc<Counts>> {
-        let labels = Labels {
-            service: service.map(|service| {
-                let ServiceIdentity { host, name, namespace } = &**service;
-                [Arc::clone(host), Arc::clone(name), Arc::clone(namespace)]
-            }),
-            outcome,
-        };
+    fn counts(&self, service: Option<&Arc<ServiceIdentity>>, key: &CacheKey, flags: &Flags) -> Option<Arc<Counts>> {
+        let CacheKey { service: _, principals, outcome } = key;
+        let labels = Labels { destination: Destination::new(service, principals.clone()), outcome: *outcome };
         let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MAX_SERIES && !all.contains_key(&labels) {
             return None;
         }
-        let series = all.entry(labels).or_insert_with_key(|labels| Series {
-            rendered: self.source.with_destination(labels, flags),
-            counts: AHashMap::new(),
-        });
+        let series = all
+            .entry(labels)
+            .or_insert_with_key(|labels| Series { rendered: self.render(labels, flags), counts: AHashMap::new() });
         Some(Arc::clone(series.counts.entry(thread::current().id()).or_default()))
+    }
+
+    fn render(&self, labels: &Labels, flags: &Flags) -> String {
+        let Outcome { status, grpc, grpc_status, flags: _ } = labels.outcome;
+        let protocol = [
+            ("request_protocol", if grpc { "grpc" } else { "http" }),
+            ("response_code", &status.to_string()),
+            ("grpc_response_status", &grpc_status.map(|status| status.to_string()).unwrap_or_default()),
+        ];
+        self.reporter.render(&labels.destination, &protocol, flags)
     }
 
     /// Writes all series to `page`.
@@ -210,57 +207,6 @@ impl Requests {
     }
 }
 
-impl SourceLabels {
-    fn new(source: &Source) -> Self {
-        let Source { workload, namespace, cluster, labels } = source;
-        let label = |names: &[&str]| names.iter().find_map(|name| labels.get(*name)).map(String::as_str);
-        let canonical_service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-        let canonical_revision =
-            label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
-        let rendered = render(&[
-            ("reporter", "source"),
-            ("source_workload", workload),
-            ("source_canonical_service", canonical_service.unwrap_or(workload)),
-            ("source_canonical_revision", canonical_revision.unwrap_or("latest")),
-            ("source_workload_namespace", namespace),
-            // The gateway's own identity appears once it speaks mTLS to the upstream.
-            ("source_principal", "unknown"),
-            ("source_app", label(&["app"]).unwrap_or_default()),
-            ("source_version", label(&["version"]).unwrap_or_default()),
-            ("source_cluster", cluster),
-        ]);
-        Self { rendered }
-    }
-
-    fn with_destination(&self, labels: &Labels, flags: &Flags) -> String {
-        let [host, name, namespace] = match &labels.service {
-            Some(service) => service.each_ref().map(|text| &**text),
-            None => ["unknown"; 3],
-        };
-        let Outcome { status, grpc, grpc_status, flags: _ } = labels.outcome;
-        let rest = render(&[
-            ("destination_workload", "unknown"),
-            ("destination_workload_namespace", "unknown"),
-            ("destination_principal", "unknown"),
-            ("destination_app", "unknown"),
-            ("destination_version", "unknown"),
-            ("destination_service", host),
-            ("destination_canonical_service", "unknown"),
-            ("destination_canonical_revision", "latest"),
-            ("destination_service_name", name),
-            ("destination_service_namespace", namespace),
-            ("destination_cluster", "unknown"),
-            ("request_protocol", if grpc { "grpc" } else { "http" }),
-            ("response_code", &status.to_string()),
-            ("grpc_response_status", &grpc_status.map(|status| status.to_string()).unwrap_or_default()),
-            ("response_flags", &flags.to_string()),
-            // Only a server knows how a request came; a gateway reports as a client.
-            ("connection_security_policy", "unknown"),
-        ]);
-        format!("{},{rest}", self.rendered)
-    }
-}
-
 impl Counts {
     fn record(&self, facts: &Facts) {
         increase(&self.requests, 1);
@@ -289,20 +235,25 @@ fn increase(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
 }
 
-fn pack(flags: &Flags) -> u32 {
-    flags.iter().fold(0, |packed, flag| packed << 8 | (flag as u32 + 1))
-}
-
 #[cfg(test)]
 mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::request::{ConnectionFacts, Protocol};
+    use crate::request::{Begun, ConnectionFacts, Protocol};
     use crate::response::Flag;
 
     fn facts() -> Facts {
-        let connection = ConnectionFacts { id: 1, local: None, remote: None, port: 80, tls: None, server_name: None };
+        let connection = ConnectionFacts {
+            id: 1,
+            begun: Begun::now(),
+            local: None,
+            remote: None,
+            direct_remote: None,
+            port: 80,
+            tls: None,
+            server_name: None,
+        };
         let mut facts = Facts::new(Rc::new(connection), Protocol::Http11);
         facts.status = 404;
         facts.flags.set(Flag::NR);

@@ -1,0 +1,213 @@
+//! Raw TCP connections: the bytes go to an upstream and back as they are.
+//!
+//! The upstream connection is opened at once, whoever speaks first. A connection has one destination and one try.
+//!
+//! Source: `reference/networking.md` §3.18-3.20, §9; `reference/telemetry-and-operations.md` §1, §4.
+
+mod relay;
+
+use std::borrow::Cow;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use config::snapshot::cluster::ClusterName;
+use config::snapshot::listener::{TcpChain, TcpDestination};
+
+use crate::http::Downstream;
+use crate::http::timers::Idle;
+use crate::request::{ConnectionFacts, Facts};
+use crate::response::{Flag, Reset};
+use crate::stream::Transport;
+use crate::telemetry::metrics::TcpCounts;
+use crate::tls::client::Application;
+use crate::upstream::cluster::Permit;
+use crate::upstream::connection;
+use crate::worker::Worker;
+use relay::{End, Relay, Side};
+
+/// Serves a connection, whose transport is what the upstream gets to see: plaintext, decrypted TLS, or TLS as the client
+/// sent it. It ends when both sides have ended, when one is gone, after the times that `chain` sets, or with the drain.
+pub async fn serve(worker: Rc<Worker>, downstream: Downstream, chain: Arc<TcpChain>) {
+    let Downstream { transport, facts, drain, .. } = downstream;
+    let mut session = Session { worker, facts: Facts::of_connection(facts), counts: None };
+    drain.until_closing(session.run(transport, &chain)).await;
+}
+
+/// Logs a connection that no filter chain wants; it is the caller's to reset it. `failure` is what is wrong with the
+/// client's TLS, if that is why.
+pub fn unserved(worker: &Worker, connection: Rc<ConnectionFacts>, failure: Option<&'static str>) {
+    let mut facts = Facts::of_connection(connection);
+    facts.flags.set(Flag::NR);
+    facts.details = Cow::Borrowed("filter_chain_not_found");
+    facts.downstream_transport_failure = failure.map(Cow::Borrowed);
+    worker.gateway.telemetry.log(&worker.gateway.state.load(), &facts);
+}
+
+/// One connection with what is known of it. When it drops, the connection is counted and logged, whatever ended it.
+struct Session {
+    worker: Rc<Worker>,
+    facts: Facts,
+    /// Where the bytes are counted, from the moment that the upstream is connected.
+    counts: Option<Arc<TcpCounts>>,
+}
+
+/// Why there is no upstream connection, as far as the client notices.
+enum Refused {
+    /// An orderly end.
+    Close,
+    /// A reset.
+    Reset,
+}
+
+impl Session {
+    async fn run(&mut self, mut downstream: Transport, chain: &TcpChain) {
+        let served = self.connect_and_relay(&mut downstream, chain);
+        match chain.max_connection_duration {
+            Some(limit) => {
+                if tokio::time::timeout(limit, served).await.is_err() {
+                    self.facts.flags.set(Flag::DT);
+                }
+            }
+            None => served.await,
+        }
+    }
+
+    async fn connect_and_relay(&mut self, downstream: &mut Transport, chain: &TcpChain) {
+        match self.connect(chain).await {
+            Ok((mut upstream, _permit)) => self.relay(downstream, &mut upstream, chain).await,
+            Err(Refused::Close) => {}
+            Err(Refused::Reset) => downstream.reset_on_close(),
+        }
+    }
+
+    /// The upstream connection, with its place among those of the cluster.
+    async fn connect(&mut self, chain: &TcpChain) -> Result<(Transport, Permit), Refused> {
+        let state = self.worker.gateway.state.load_full();
+        if !state.snapshot.refusals.is_empty() {
+            self.facts.termination_details = Cow::Borrowed("policy_not_enforceable");
+            return Err(Refused::Close);
+        }
+        let name = choose(&chain.destinations, |bound| self.worker.random_below(bound));
+        let cluster = name.and_then(|name| state.clusters.get(name)).filter(|cluster| cluster.endpoints().ready);
+        let Some(cluster) = cluster.cloned() else { return Err(self.refuse(Flag::NC)) };
+        // A connection may live for days; the configuration that it began with need not.
+        drop(state);
+        self.facts.cluster = Some(Arc::clone(&cluster));
+        let Some(permit) = cluster.usage.acquire(|usage| &usage.connections, cluster.config.limits.max_connections)
+        else {
+            self.facts.flags.set(Flag::UO);
+            return Err(Refused::Close);
+        };
+        let Some(endpoint) = cluster.pick(&[], 0) else { return Err(self.refuse(Flag::UH)) };
+        self.facts.attempts = 1;
+        self.facts.upstream_host = Some(endpoint.address.clone());
+        match connection::connect(&cluster, &endpoint.address, Application::Tcp, None).await {
+            Ok(transport) => Ok((transport, permit)),
+            Err(reset) => {
+                if let Reset::ConnectionFailure(reason) = reset {
+                    self.facts.transport_failure = Some(reason);
+                }
+                self.facts.flags.set(Flag::UF);
+                Err(self.refuse(Flag::URX))
+            }
+        }
+    }
+
+    fn refuse(&mut self, flag: Flag) -> Refused {
+        self.facts.flags.set(flag);
+        Refused::Reset
+    }
+
+    /// Copies both ways until it is over. An end by time closes both sides in good order.
+    async fn relay(&mut self, downstream: &mut Transport, upstream: &mut Transport, chain: &TcpChain) {
+        self.facts.upstream_local = upstream.local_addr();
+        self.counts = self.worker.gateway.telemetry.metrics.tcp.open(&self.facts);
+        let mut idle = chain.idle_timeout.map(Idle::new);
+        let mut relay = Relay::default();
+        let end = std::future::poll_fn(|cx| {
+            let end = relay.poll(cx, downstream, upstream);
+            if self.note_bytes(&relay)
+                && let Some(idle) = &mut idle
+            {
+                idle.moved();
+            }
+            if end.is_pending()
+                && let Some(idle) = &mut idle
+            {
+                return idle.poll(cx).map(|()| End::Both);
+            }
+            end
+        })
+        .await;
+        match end {
+            End::Gone { side: Side::Upstream, reset: true } => {
+                self.facts.flags.set(Flag::UR);
+                downstream.reset_on_close();
+            }
+            End::Gone { side: Side::Downstream, reset: true } => upstream.reset_on_close(),
+            End::Gone { .. } | End::Both => {}
+        }
+    }
+
+    /// Counts what has passed since the last time; whether there was anything.
+    fn note_bytes(&mut self, relay: &Relay) -> bool {
+        let (received, sent) = (relay.received(), relay.sent());
+        let news = (received - self.facts.bytes_received, sent - self.facts.bytes_sent);
+        if news == (0, 0) {
+            return false;
+        }
+        (self.facts.bytes_received, self.facts.bytes_sent) = (received, sent);
+        if let Some(counts) = &self.counts {
+            counts.moved(news.0, news.1);
+        }
+        true
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let telemetry = &self.worker.gateway.telemetry;
+        let counts = self.counts.take().or_else(|| telemetry.metrics.tcp.open(&self.facts));
+        if let Some(counts) = counts {
+            counts.closed();
+        }
+        telemetry.log(&self.worker.gateway.state.load(), &self.facts);
+    }
+}
+
+/// One destination by weight; `draw` returns a number below the one it is given.
+fn choose(destinations: &[TcpDestination], draw: impl FnOnce(u64) -> u64) -> Option<&ClusterName> {
+    if let [only] = destinations {
+        return Some(&only.cluster);
+    }
+    let total: u64 = destinations.iter().map(|destination| u64::from(destination.weight)).sum();
+    let mut drawn = draw(total);
+    for destination in destinations {
+        let weight = u64::from(destination.weight);
+        if drawn < weight {
+            return Some(&destination.cluster);
+        }
+        drawn -= weight;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_gets_connections_by_its_weight() {
+        let destination = |port, weight| TcpDestination { cluster: ClusterName::outbound(port, "", "h"), weight };
+        let destinations = [destination(1, 20), destination(2, 80)];
+        for (drawn, expected) in [(0, 1), (19, 1), (20, 2), (99, 2)] {
+            let chosen = choose(&destinations, |total| {
+                assert_eq!(total, 100);
+                drawn
+            });
+            assert_eq!(chosen, Some(&ClusterName::outbound(expected, "", "h")));
+        }
+        assert_eq!(choose(&destinations[1..], |_| 0), Some(&ClusterName::outbound(2, "", "h")));
+        assert_eq!(choose(&[], |_| 0), None);
+    }
+}

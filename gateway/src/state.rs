@@ -39,9 +39,8 @@ impl State {
     pub fn build(snapshot: Arc<Snapshot>, credentials: &Credentials, previous: &Self) -> Self {
         let listeners = snapshot.listeners.iter().map(|listener| {
             let key = ListenerKey { bind: listener.bind.clone(), port: listener.port };
-            let before = previous.listeners.get(&key).map(|chains| &**chains);
-            let chains = Chains::build(listener, credentials, before);
-            (key, Arc::new(chains))
+            let chains = Chains::build(listener, credentials, previous.listeners.get(&key));
+            (key, chains)
         });
         let listeners = listeners.collect();
         let clusters = if is_same_plaintext(&snapshot, previous) {

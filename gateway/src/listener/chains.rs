@@ -20,8 +20,27 @@ pub struct Chains {
     pub config: Arc<Listener>,
     /// The listener's drain signal, which reaches all of its chains. The same as long as its sockets are.
     pub drain: Drain,
-    by_server_name: SniIndex<Arc<Chain>>,
-    by_name: AHashMap<Arc<str>, Arc<Chain>>,
+    /// In the order of the configuration.
+    chains: Vec<Arc<Chain>>,
+    index: Arc<Index>,
+}
+
+/// Positions of chains. The same as long as the configuration is.
+#[derive(Debug)]
+struct Index {
+    by_server_name: SniIndex<usize>,
+    by_name: AHashMap<Arc<str>, usize>,
+}
+
+impl Index {
+    fn new(chains: &[Arc<FilterChain>]) -> Self {
+        Self {
+            by_server_name: SniIndex::new(
+                chains.iter().enumerate().map(|(position, chain)| (&chain.server_names, position)),
+            ),
+            by_name: chains.iter().enumerate().map(|(position, chain)| (Arc::clone(&chain.name), position)).collect(),
+        }
+    }
 }
 
 /// One filter chain.
@@ -52,44 +71,48 @@ pub enum ChainTls {
 }
 
 impl Chains {
-    /// The chains of `config`, which take over from `previous` whatever did not change.
-    pub fn build(config: &Arc<Listener>, credentials: &Credentials, previous: Option<&Self>) -> Self {
+    /// The chains of `config`, which take over from `previous` whatever did not change; `previous` itself if nothing
+    /// did.
+    pub fn build(config: &Arc<Listener>, credentials: &Credentials, previous: Option<&Arc<Self>>) -> Arc<Self> {
         // Another port means other sockets: what the old ones have accepted drains.
         let previous = previous.filter(|previous| previous.config.target_port == config.target_port);
         let drain = previous.map_or_else(Drain::default, |previous| previous.drain.clone());
-        let chains = config.filter_chains.iter().map(|chain| {
-            let before = previous.and_then(|previous| previous.by_name(&chain.name));
+        let same = previous.filter(|previous| Arc::ptr_eq(config, &previous.config));
+        let chains = config.filter_chains.iter().enumerate().map(|(position, chain)| {
+            let before = match same {
+                Some(same) => same.chains.get(position),
+                None => previous.and_then(|previous| previous.by_name(&chain.name)),
+            };
             Chain::build(chain, credentials, &drain, before)
         });
         let chains: Vec<Arc<Chain>> = chains.collect();
-        Self {
-            config: Arc::clone(config),
-            by_server_name: SniIndex::new(chains.iter().map(|chain| (&chain.config.server_names, Arc::clone(chain)))),
-            by_name: chains.into_iter().map(|chain| (Arc::clone(&chain.config.name), chain)).collect(),
-            drain,
-        }
+        let index = match same {
+            Some(same) if chains.iter().zip(&same.chains).all(|(a, b)| Arc::ptr_eq(a, b)) => return Arc::clone(same),
+            Some(same) => Arc::clone(&same.index),
+            None => Arc::new(Index::new(&config.filter_chains)),
+        };
+        Arc::new(Self { config: Arc::clone(config), drain, chains, index })
     }
 
     /// The chain for a connection with this SNI, in lower case. `None`: no chain wants it.
     pub fn choose(&self, server_name: Option<&str>) -> Option<&Arc<Chain>> {
-        self.by_server_name.choose(server_name)
+        self.chains.get(*self.index.by_server_name.choose(server_name)?)
     }
 
     /// The chain that is called `name`.
     pub fn by_name(&self, name: &str) -> Option<&Arc<Chain>> {
-        self.by_name.get(name)
+        self.chains.get(*self.index.by_name.get(name)?)
     }
 
     /// The one chain of a plaintext listener.
     pub fn plaintext(&self) -> Option<&Arc<Chain>> {
-        let chain = self.config.filter_chains.iter().find(|chain| chain.transport == Transport::Plaintext)?;
-        self.by_name(&chain.name)
+        self.chains.iter().find(|chain| chain.config.transport == Transport::Plaintext)
     }
 
     /// The drain signals of chains that `next`, the same listener after a reload, doesn't carry on.
     pub(super) fn given_up(&self, next: &Self) -> impl Iterator<Item = &Drain> {
-        self.by_name
-            .values()
+        self.chains
+            .iter()
             .filter(|chain| next.by_name(&chain.config.name).is_none_or(|next| !next.drain.is_same(&chain.drain)))
             .map(|chain| &chain.drain)
     }
@@ -254,10 +277,10 @@ mod tests {
         write(directory.path(), "b.com");
         let snapshot = snapshot(&[chain_for("a.com"), chain_for("b.com"), chain_for("c.com")]);
         let mut credentials = Credentials::default();
-        credentials.refresh(&snapshot, &[], Rescan::All);
+        credentials.refresh(&snapshot, &Arc::default(), Rescan::All);
         let first = State::build(Arc::clone(&snapshot), &credentials, &State::default());
         write(directory.path(), "a.com");
-        credentials.refresh(&snapshot, &[], Rescan::All);
+        credentials.refresh(&snapshot, &Arc::default(), Rescan::All);
         let second = State::build(snapshot, &credentials, &first);
         let (before, after) = (chains(&first), chains(&second));
         assert!(Arc::ptr_eq(before.by_name("b.com").unwrap(), after.by_name("b.com").unwrap()));
@@ -287,7 +310,7 @@ mod tests {
         let mut state = State::default();
         let mut build = |client: ClientAuthentication| {
             let snapshot = snapshot(&[chain(directory.path(), "a.com", client)]);
-            credentials.refresh(&snapshot, &[], Rescan::All);
+            credentials.refresh(&snapshot, &Arc::default(), Rescan::All);
             state = State::build(snapshot, &credentials, &state);
             Arc::clone(chains(&state))
         };

@@ -30,7 +30,7 @@ use config::source::Rescan;
 pub use identity::IdentityPlaces;
 pub use report::CredentialReport;
 use report::Origin;
-use slot::{Slot, Slots, Stale};
+use slot::{Slot, Slots};
 
 /// How often the time is compared with what certificates say of theirs.
 const CLOCK: Duration = Duration::from_secs(3600);
@@ -63,6 +63,8 @@ pub struct Credentials {
     places: Places,
     certificates: Slots<Credential>,
     authorities: Slots<Authority>,
+    /// What is asked for, as of the last refresh.
+    asked: Option<(Arc<Snapshot>, Arc<[CredentialUse]>)>,
     /// When the clock was last compared.
     checked: Option<SystemTime>,
     /// Changes with what is to be watched.
@@ -195,13 +197,28 @@ impl Credentials {
     ///
     /// Cost: for [`Rescan::All`] a few `stat`s for each credential that comes from files; for [`Rescan::Changed`] what
     /// the paths concern. Only what has changed is parsed.
-    pub fn refresh(&mut self, snapshot: &Snapshot, uses: &[CredentialUse], rescan: Rescan<'_>) -> Refreshed {
-        let (certificates, authorities) = wanted(snapshot, uses);
-        let mut moved = self.certificates.want(certificates) | self.authorities.want(authorities);
+    pub fn refresh(&mut self, snapshot: &Arc<Snapshot>, uses: &Arc<[CredentialUse]>, rescan: Rescan<'_>) -> Refreshed {
+        let (same_wishes, same_secrets) = match &self.asked {
+            Some((before, used)) => (
+                Arc::ptr_eq(before, snapshot) && Arc::ptr_eq(used, uses),
+                Arc::ptr_eq(&before.secrets, &snapshot.secrets),
+            ),
+            None => (false, false),
+        };
+        let mut moved = false;
+        if !same_wishes {
+            let (certificates, authorities) = wanted(snapshot, uses);
+            moved = self.certificates.want(certificates) | self.authorities.want(authorities);
+            self.asked = Some((Arc::clone(snapshot), Arc::clone(uses)));
+        }
+        if !same_secrets {
+            self.certificates.doubt_documents(&self.places, &snapshot.secrets);
+            self.authorities.doubt_documents(&self.places, &snapshot.secrets);
+        }
         match rescan {
             Rescan::All => {
-                self.certificates.doubt_all(Stale::Check);
-                self.authorities.doubt_all(Stale::Check);
+                self.certificates.doubt_all();
+                self.authorities.doubt_all();
             }
             Rescan::Changed(paths) => paths.iter().for_each(|path| self.doubt(path)),
         }
@@ -231,8 +248,8 @@ impl Credentials {
                     self.authorities.doubt_named(name);
                 }
                 None => {
-                    self.certificates.doubt_all(Stale::Check);
-                    self.authorities.doubt_all(Stale::Check);
+                    self.certificates.doubt_all();
+                    self.authorities.doubt_all();
                 }
             }
         }
@@ -240,8 +257,8 @@ impl Credentials {
         let known = self.certificates.doubt_file(path, places) | self.authorities.doubt_file(path, places);
         if !known && !is_mounted {
             // Something behind a link.
-            self.certificates.doubt_all(Stale::Check);
-            self.authorities.doubt_all(Stale::Check);
+            self.certificates.doubt_all();
+            self.authorities.doubt_all();
         }
     }
 

@@ -181,7 +181,7 @@ mod tests {
         let clusters = Arc::new(AHashMap::from([(name.clone(), Arc::new(config))]));
         let snapshot = Arc::new(Snapshot { clusters, ..Snapshot::default() });
         let mut credentials = Credentials::default();
-        credentials.refresh(&snapshot, &[], Rescan::All);
+        credentials.refresh(&snapshot, &Arc::default(), Rescan::All);
         Arc::clone(&State::build(snapshot, &credentials, &State::default()).clusters[&name])
     }
 

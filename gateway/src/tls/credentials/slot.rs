@@ -35,6 +35,9 @@ pub(super) trait Material: Sized + Send + Sync {
     /// For people: `secret shop-cert`.
     fn name(source: &Self::Source) -> String;
 
+    /// Whether it is files that the source names.
+    fn is_made_of_files(source: &Self::Source) -> bool;
+
     /// Where the source is to be found.
     fn lookup(source: &Self::Source, places: &Places) -> Lookup;
 
@@ -178,9 +181,19 @@ impl<T: Material> Slots<T> {
         kept != before || self.0.len() != kept
     }
 
-    pub(super) fn doubt_all(&mut self, stale: Stale) {
+    /// Files may have changed.
+    pub(super) fn doubt_all(&mut self) {
         for slot in self.0.values_mut() {
-            slot.stale = slot.stale.max(stale);
+            slot.stale = slot.stale.max(Stale::Check);
+        }
+    }
+
+    /// There are other documents.
+    pub(super) fn doubt_documents(&mut self, places: &Places, secrets: &Secrets) {
+        for (source, slot) in &mut self.0 {
+            if slot.has_other_document(source, places, secrets) {
+                slot.stale = slot.stale.max(Stale::Check);
+            }
         }
     }
 
@@ -197,10 +210,10 @@ impl<T: Material> Slots<T> {
     pub(super) fn doubt_file(&mut self, path: &Path, places: &Places) -> bool {
         let mut known = false;
         for (source, slot) in &mut self.0 {
-            let concerned = match T::lookup(source, places) {
-                Lookup::Files { files, .. } => files.iter().any(|(_, file)| file == path),
-                Lookup::Named { .. } => slot.outside.iter().any(|file| file == path),
-            };
+            let concerned = slot.outside.iter().any(|file| file == path)
+                || (T::is_made_of_files(source)
+                    && matches!(T::lookup(source, places),
+                        Lookup::Files { files, .. } if files.iter().any(|(_, file)| file == path)));
             if concerned {
                 slot.stale = Stale::Read;
                 known = true;
@@ -211,12 +224,8 @@ impl<T: Material> Slots<T> {
 
     /// Looks at what is in doubt; whether something else is to be watched.
     pub(super) fn refresh(&mut self, places: &Places, secrets: &Secrets, refreshed: &mut Refreshed) -> bool {
-        let mut doubtful: Vec<T::Source> = Vec::new();
-        for (source, slot) in &mut self.0 {
-            if slot.is_doubtful(source, places, secrets) {
-                doubtful.push(source.clone());
-            }
-        }
+        let doubtful = self.0.iter().filter(|(_, slot)| slot.stale != Stale::No);
+        let mut doubtful: Vec<T::Source> = doubtful.map(|(source, _)| source.clone()).collect();
         doubtful.sort_unstable();
         let mut moved = false;
         for batch in doubtful.chunks(BATCH) {
@@ -286,11 +295,8 @@ impl<T: Material> Slots<T> {
 }
 
 impl<T: Material> Slot<T> {
-    /// Whether a look may find something else than the last one. Does no I/O.
-    fn is_doubtful(&mut self, source: &T::Source, places: &Places, secrets: &Secrets) -> bool {
-        if self.stale != Stale::No {
-            return true;
-        }
+    /// Whether the documents have something else than at the last look.
+    fn has_other_document(&self, source: &T::Source, places: &Places, secrets: &Secrets) -> bool {
         let Lookup::Named { names, config_map } = T::lookup(source, places) else { return false };
         let documents = if config_map { &secrets.config_maps } else { &secrets.secrets };
         let first = names.iter().find_map(|name| documents.get(name));
@@ -472,6 +478,10 @@ impl Material for Credential {
         }
     }
 
+    fn is_made_of_files(source: &CertificateSource) -> bool {
+        matches!(source, CertificateSource::Files { .. } | CertificateSource::Workload)
+    }
+
     fn lookup(source: &CertificateSource, places: &Places) -> Lookup {
         let pair = |chain: &Path, key: &Path| Lookup::Files {
             files: vec![("tls.crt", chain.to_owned()), ("tls.key", key.to_owned())],
@@ -516,6 +526,10 @@ impl Material for Authority {
             CaSource::System { .. } => "the operating system's CAs".to_owned(),
             CaSource::Unusable(reason) => reason.to_string(),
         }
+    }
+
+    fn is_made_of_files(source: &CaSource) -> bool {
+        matches!(source, CaSource::Files { .. } | CaSource::Workload { .. } | CaSource::System { .. })
     }
 
     fn lookup(source: &CaSource, places: &Places) -> Lookup {

@@ -20,6 +20,7 @@ use gateway::demo::DemoOptions;
 use gateway::echo::EchoOptions;
 use gateway::listener::DefaultAddresses;
 use gateway::tls::credentials::{IdentityPlaces, Places};
+use gateway::tls::handshakes::HandshakeLimits;
 use gateway::{Options, Shutdown, StartFailure, demo, echo};
 use tracing_subscriber::EnvFilter;
 
@@ -146,6 +147,12 @@ struct NetworkArgs {
     /// Offer WebSocket over HTTP/2 (RFC 8441) to clients; Istio's gateway doesn't
     #[arg(long, env = "FAIRLEAD_HTTP2_WEBSOCKET")]
     http2_websocket: bool,
+    /// Answer 421 to requests whose host belongs to another TLS server of the port; Istio's gateway answers 404
+    #[arg(long, env = "FAIRLEAD_STRICT_SNI")]
+    strict_sni: bool,
+    /// TLS handshakes under way at once on each worker; one more cuts the oldest
+    #[arg(long, value_name = "N", env = "FAIRLEAD_MAX_HANDSHAKES", default_value_t = DEFAULT_MAX_HANDSHAKES)]
+    max_handshakes: NonZeroUsize,
     /// Write where everything listens to FILE, as JSON, once the gateway is ready and after each change
     #[arg(long, value_name = "FILE", env = "FAIRLEAD_READY_FILE")]
     ready_file: Option<PathBuf>,
@@ -207,6 +214,9 @@ struct RoutesArgs {
     #[command(flatten)]
     identity: IdentityArgs,
 }
+
+/// Enough for bursts; a handshake holds some 20 KiB.
+const DEFAULT_MAX_HANDSHAKES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// Wrong use, as in clap.
 const WRONG_USE: u8 = 2;
@@ -273,7 +283,17 @@ fn run(arguments: RunArgs) -> ExitCode {
 impl RunArgs {
     fn into_options(self) -> Result<Options, String> {
         let Self { config, accept_invalid, identity, credentials, network, logging } = self;
-        let NetworkArgs { bind, admin, status, metrics, workers, http2_websocket, ready_file } = network;
+        let NetworkArgs {
+            bind,
+            admin,
+            status,
+            metrics,
+            workers,
+            http2_websocket,
+            strict_sni,
+            max_handshakes,
+            ready_file,
+        } = network;
         let access_log = logging.access_log.map(|choice| match choice {
             AccessLog::Off => AccessLogChoice::Off,
             AccessLog::Text => AccessLogChoice::Text,
@@ -292,6 +312,17 @@ impl RunArgs {
             max_connections: value::from_environment("ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS", value::number)?,
             own_address: value::from_environment("INSTANCE_IP", |text| text.parse().ok())?,
             http2_websocket,
+            strict_sni,
+            handshakes: HandshakeLimits {
+                concurrent: max_handshakes.get(),
+                timeout: match value::from_environment(
+                    "PILOT_GATEWAY_TRANSPORT_SOCKET_CONNECT_TIMEOUT",
+                    value::duration,
+                )? {
+                    Some(Duration::ZERO) => None,
+                    given => given.or(HandshakeLimits::default().timeout),
+                },
+            },
             ready_file,
             shutdown: Shutdown {
                 drain: value::from_environment("TERMINATION_DRAIN_DURATION_SECONDS", value::number)?

@@ -16,6 +16,7 @@ use crate::admin::Addresses;
 use crate::echo::{self, EchoOptions};
 use crate::listener::DefaultAddresses;
 use crate::tls::credentials::Places;
+use crate::tls::handshakes::HandshakeLimits;
 use crate::{Options, Running, Shutdown, StartFailure, start};
 
 /// Options of `fairlead demo`.
@@ -96,6 +97,8 @@ fn gateway(directory: &Path, port: u16) -> Options {
         max_connections: None,
         own_address: None,
         http2_websocket: false,
+        strict_sni: false,
+        handshakes: HandshakeLimits::default(),
         ready_file: None,
         shutdown: Shutdown { drain: Some(Duration::ZERO), until_no_connections: false, minimum: Duration::ZERO },
     }

@@ -42,6 +42,7 @@ use telemetry::Telemetry;
 use telemetry::access_log::AccessLogger;
 use telemetry::metrics::Source;
 use tls::credentials::{Credentials, Places};
+use tls::handshakes::HandshakeLimits;
 use upstream::dns::{SystemLookup, resolve};
 use worker::Gateway;
 
@@ -68,6 +69,10 @@ pub struct Options {
     pub own_address: Option<IpAddr>,
     /// Offer WebSocket over HTTP/2 to clients.
     pub http2_websocket: bool,
+    /// Answer 421 to requests that belong to another filter chain of their listener.
+    pub strict_sni: bool,
+    /// Bounds of TLS handshakes with clients.
+    pub handshakes: HandshakeLimits,
     /// Where to say that the gateway is ready.
     pub ready_file: Option<PathBuf>,
     /// How it ends.
@@ -129,6 +134,8 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
         max_connections,
         own_address,
         http2_websocket,
+        strict_sni,
+        handshakes,
         ready_file,
         shutdown,
     } = options;
@@ -145,6 +152,8 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
     let mut gateway = Gateway::new(Telemetry::new(&source, AccessLogger::new(io::stdout())?));
     gateway.own_address = own_address;
     gateway.http2_websocket = http2_websocket;
+    gateway.strict_sni = strict_sni;
+    gateway.handshakes = handshakes;
     let gateway = Arc::new(gateway);
     if let Some(limit) = max_connections {
         gateway.telemetry.metrics.connections.limit(limit);

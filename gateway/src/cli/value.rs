@@ -85,6 +85,9 @@ pub(super) fn boolean(text: &str) -> Option<bool> {
 
 /// As Go's `time.ParseDuration`, without signs and fractions: `1m30s`.
 pub(super) fn duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
     let mut total = Duration::ZERO;
     let mut rest = text;
     while !rest.is_empty() {
@@ -107,7 +110,7 @@ mod tests {
     #[test]
     fn durations_are_gos() {
         for (text, milliseconds) in
-            [("5s", Some(5000)), ("1m30s", Some(90_000)), ("250ms", Some(250)), ("2h", Some(7_200_000))]
+            [("5s", Some(5000)), ("1m30s", Some(90_000)), ("250ms", Some(250)), ("2h", Some(7_200_000)), ("0", Some(0))]
         {
             assert_eq!(duration(text), milliseconds.map(Duration::from_millis), "{text}");
         }

@@ -237,3 +237,213 @@ fn client_verifier(
     };
     Ok(verify::client(authority, mandatory, rules))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use config::snapshot::tls::{CaSource, CipherSuite as Suite, ServerMode, TlsParameters, TlsVersion};
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::crypto::aws_lc_rs::{Ticketer, kx_group};
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, ClientConnection, ServerConnection};
+
+    use super::*;
+
+    /// A certificate that is its own issuer, with its key; DER.
+    struct Identity {
+        certificate: rcgen::Certificate,
+        key: KeyPair,
+    }
+
+    impl Identity {
+        fn new() -> Self {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec!["a.example.com".to_owned()]).unwrap();
+            Self { certificate: params.self_signed(&key).unwrap(), key }
+        }
+
+        fn credential(&self) -> Arc<Credential> {
+            let key = self.key.serialize_pem();
+            Arc::new(Credential::from_pem(self.certificate.pem().as_bytes(), key.as_bytes(), None).unwrap())
+        }
+    }
+
+    fn settings(client: ClientAuthentication, parameters: TlsParameters) -> ServerTls {
+        ServerTls { mode: ServerMode::Simple, certificates: Vec::new(), client, parameters, alpn: &["h2", "http/1.1"] }
+    }
+
+    fn server(identity: &Identity, parameters: TlsParameters) -> Server {
+        let settings = settings(ClientAuthentication::None, parameters);
+        Server::new(&settings, vec![identity.credential()], None, Ticketer::new().unwrap()).unwrap()
+    }
+
+    /// A client that trusts everybody, with these suites and groups in its order.
+    fn client(
+        suites: &[rustls::SupportedCipherSuite],
+        groups: &[&'static dyn SupportedKxGroup],
+        identity: Option<&Identity>,
+    ) -> ClientConfig {
+        let mut provider = provider(&TlsParameters::default());
+        if !suites.is_empty() {
+            provider.cipher_suites = suites.to_vec();
+        }
+        if !groups.is_empty() {
+            provider.kx_groups = groups.to_vec();
+        }
+        let versions: Vec<&SupportedProtocolVersion> = if suites.iter().any(|suite| suite.tls13().is_none()) {
+            vec![&rustls::version::TLS12]
+        } else {
+            rustls::ALL_VERSIONS.to_vec()
+        };
+        let rules = verify::ServerRules { skip_verification: true, ..Default::default() };
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&versions)
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(verify::server(None, rules));
+        match identity {
+            None => builder.with_no_client_auth(),
+            Some(Identity { certificate, key }) => {
+                let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+                builder.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
+            }
+        }
+    }
+
+    /// Both ends of a connection in memory.
+    fn connect(server: &Server, client: &Arc<ClientConfig>) -> Option<TlsFacts> {
+        let name = ServerName::try_from("a.example.com").unwrap();
+        let mut client = ClientConnection::new(Arc::clone(client), name).unwrap();
+        let mut flight = Vec::new();
+        client.write_tls(&mut flight).unwrap();
+        let hello = ClientHello::read(&flight).unwrap().unwrap();
+        let handshake = server.handshake(&hello)?;
+        let mut connection = ServerConnection::new(Arc::clone(&handshake.config)).unwrap();
+        connection.read_tls(&mut &flight[..]).unwrap();
+        connection.process_new_packets().unwrap();
+        while connection.wants_write() || client.wants_write() {
+            flight.clear();
+            connection.write_tls(&mut flight).unwrap();
+            let mut rest = &flight[..];
+            while !rest.is_empty() {
+                client.read_tls(&mut rest).unwrap();
+                client.process_new_packets().unwrap();
+            }
+            flight.clear();
+            client.write_tls(&mut flight).unwrap();
+            let mut rest = &flight[..];
+            while !rest.is_empty() {
+                connection.read_tls(&mut rest).unwrap();
+                connection.process_new_packets().unwrap();
+            }
+        }
+        assert!(!connection.is_handshaking() && !client.is_handshaking());
+        Some(server.facts(&handshake, &connection))
+    }
+
+    #[test]
+    fn our_order_of_groups_counts() {
+        let server = server(&Identity::new(), TlsParameters::default());
+        for (groups, expected) in [
+            (&[kx_group::X25519, kx_group::X25519MLKEM768][..], "X25519MLKEM768"),
+            (&[kx_group::SECP256R1, kx_group::X25519], "X25519"),
+            (&[kx_group::SECP256R1], "P-256"),
+        ] {
+            let facts = connect(&server, &Arc::new(client(&[], groups, None))).unwrap();
+            assert_eq!((facts.version, facts.group), ("TLSv1.3", Some(expected)));
+        }
+    }
+
+    #[test]
+    fn suites_of_equal_rank_are_the_clients_choice() {
+        use rustls::crypto::aws_lc_rs::cipher_suite::{
+            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 as AES_128, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 as AES_256,
+            TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 as CHACHA, TLS13_AES_128_GCM_SHA256 as NEW_AES_128,
+            TLS13_AES_256_GCM_SHA384 as NEW_AES_256,
+        };
+        let strict = TlsParameters {
+            cipher_suites: vec![Suite::EcdheEcdsaAes256GcmSha384, Suite::EcdheEcdsaChacha20Poly1305],
+            ..TlsParameters::default()
+        };
+        let identity = Identity::new();
+        let usual = server(&identity, TlsParameters::default());
+        let strict = server(&identity, strict);
+        for (server, suites, expected) in [
+            (&usual, &[AES_256, CHACHA, AES_128][..], "ECDHE-ECDSA-CHACHA20-POLY1305"),
+            (&usual, &[AES_256, AES_128, CHACHA], "ECDHE-ECDSA-AES128-GCM-SHA256"),
+            (&usual, &[AES_256], "ECDHE-ECDSA-AES256-GCM-SHA384"),
+            (&strict, &[CHACHA, AES_128, AES_256], "ECDHE-ECDSA-AES256-GCM-SHA384"),
+            (&usual, &[NEW_AES_256, NEW_AES_128], "TLS_AES_256_GCM_SHA384"),
+            (&usual, &[NEW_AES_128, NEW_AES_256], "TLS_AES_128_GCM_SHA256"),
+        ] {
+            assert_eq!(connect(server, &Arc::new(client(suites, &[], None))).unwrap().cipher, expected);
+        }
+    }
+
+    #[test]
+    fn without_a_protocol_in_common_there_is_none() {
+        let server = server(&Identity::new(), TlsParameters::default());
+        for (offered, expected) in
+            [(&["http/1.1", "h2"][..], Some("h2")), (&["http/1.1"], Some("http/1.1")), (&["istio"], None), (&[], None)]
+        {
+            let mut client = client(&[], &[], None);
+            client.alpn_protocols = offered.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+            assert_eq!(connect(&server, &Arc::new(client)).unwrap().alpn.as_deref(), expected, "{offered:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_version_in_common_there_is_no_handshake() {
+        use rustls::crypto::aws_lc_rs::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 as AES_128;
+        let parameters = TlsParameters { min: TlsVersion::V1_3, ..TlsParameters::default() };
+        let server = server(&Identity::new(), parameters);
+        assert!(connect(&server, &Arc::new(client(&[AES_128], &[], None))).is_none());
+    }
+
+    #[test]
+    fn a_resumed_session_keeps_its_client() {
+        use rustls::crypto::aws_lc_rs::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 as AES_128;
+        let trust = PeerTrust {
+            ca: CaSource::System { crl: None },
+            subject_alt_names: Vec::new(),
+            spki_pins: Vec::new(),
+            certificate_hashes: Vec::new(),
+            skip_verification: true,
+        };
+        let identity = Identity::new();
+        let settings = settings(ClientAuthentication::Required(trust), TlsParameters::default());
+        let server = || Server::new(&settings, vec![identity.credential()], None, Ticketer::new().unwrap()).unwrap();
+        let (first, second) = (server(), server());
+        let other = Identity::new();
+        for suites in [&[][..], &[AES_128]] {
+            let client = Arc::new(client(suites, &[], Some(&other)));
+            let shown = connect(&first, &client).unwrap();
+            assert!(!shown.resumed);
+            let resumed = connect(&first, &client).unwrap();
+            assert!(resumed.resumed, "{}", resumed.version);
+            assert_eq!(resumed.peer, shown.peer);
+            assert_eq!(resumed.peer.as_ref().map(|peer| peer.der()), Some(&other.certificate.der()[..]));
+            assert!(!connect(&second, &client).unwrap().resumed, "other tickets");
+        }
+    }
+
+    #[test]
+    fn what_no_client_can_use_is_refused() {
+        let identity = Identity::new();
+        let refused = |certificates, client, parameters| {
+            Server::new(&settings(client, parameters), certificates, None, Ticketer::new().unwrap()).is_err()
+        };
+        let trust = PeerTrust {
+            ca: CaSource::System { crl: None },
+            subject_alt_names: Vec::new(),
+            spki_pins: Vec::new(),
+            certificate_hashes: Vec::new(),
+            skip_verification: false,
+        };
+        let usual = TlsParameters::default;
+        assert!(refused(Vec::new(), ClientAuthentication::None, usual()));
+        assert!(refused(vec![identity.credential()], ClientAuthentication::Optional(trust), usual()));
+        let old = TlsParameters { min: TlsVersion::V1_0, max: TlsVersion::V1_1, ..usual() };
+        assert!(refused(vec![identity.credential()], ClientAuthentication::None, old));
+    }
+}

@@ -6,3 +6,4 @@ pub mod handshakes;
 pub mod hello;
 pub mod parameters;
 pub mod server;
+pub mod tickets;

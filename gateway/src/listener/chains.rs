@@ -6,12 +6,12 @@ use ahash::AHashMap;
 use certs::sni::SniIndex;
 use config::snapshot::listener::{FilterChain, Handler, Listener, Transport};
 use config::snapshot::tls::ServerTls;
-use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::ProducesTickets;
 
 use crate::drain::Drain;
 use crate::tls::credentials::{Credentials, ServerMaterial, is_same};
 use crate::tls::server::Server;
+use crate::tls::tickets::Tickets;
 
 /// The filter chains of one listener.
 #[derive(Debug)]
@@ -178,7 +178,7 @@ fn terminate(
         }
         return Ok((server_with(tls, material, tickets)?, Arc::clone(tickets)));
     }
-    let tickets = Ticketer::new().map_err(|error| format!("can't make a key for session tickets: {error}"))?;
+    let tickets: Arc<dyn ProducesTickets> = Arc::new(Tickets::default());
     Ok((server_with(tls, material, &tickets)?, tickets))
 }
 

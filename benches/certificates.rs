@@ -57,7 +57,6 @@ fn main() {
     println!("certificates/rotation/1_of_{COUNT}: {read:?}, state {:?}", begin.elapsed());
 
     // As every five seconds.
-    std::thread::sleep(std::time::Duration::from_secs(2));
     credentials.refresh(&snapshot, &uses, Rescan::All);
     let begin = Instant::now();
     assert!(credentials.refresh(&snapshot, &uses, Rescan::All).changed.is_empty());

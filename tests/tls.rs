@@ -1,6 +1,7 @@
 //! TLS at the edge and towards upstreams: modes, selection, credentials, rotation.
 
 mod credentials;
+mod drain;
 mod keys;
 
 mod modes;

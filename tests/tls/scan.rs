@@ -19,7 +19,7 @@ async fn testssl_finds_nothing_above_low() {
     let place = tempfile::tempdir().unwrap();
     let root = place.path().join("root.pem");
     std::fs::write(&root, authority.pem()).unwrap();
-    let yaml = https("a.test", "{mode: SIMPLE, credentialName: c}");
+    let yaml = https("*", "{mode: SIMPLE, credentialName: c}");
     let mesh =
         edge(&yaml, &[443], upstream.address()).document(&tls_secret("c", &authority.issue(&Leaf::server("a.test"))));
     let gateway = mesh.start().await;

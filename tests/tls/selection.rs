@@ -117,9 +117,7 @@ async fn the_most_specific_name_wins() {
     }
     // Names that rustls doesn't send.
     if peer::available("openssl") {
-        for (sni, served) in
-            [("A.W.TEST", true), ("uPPer.test", true), ("a.w.test.", false), ("one.test.", false), ("*.w.test", true)]
-        {
+        for (sni, served) in [("A.W.TEST", true), ("uPPer.test", true), ("a.w.test.", false), ("one.test.", false)] {
             table.row(format!("openssl, {sni}"));
             let seen = OpenSsl::get(gateway.address(443), sni, &[]).await;
             table.check(

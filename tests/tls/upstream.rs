@@ -228,8 +228,9 @@ async fn names_authorities_and_revocation() {
         match expected {
             Ok(sni) => {
                 table.check("status", &200, &answer.status);
-                // The other servers' handshakes are their own.
-                if let [seen] = &server.take()[..] {
+                // A refused handshake of the row before may be noted late.
+                let seen: Vec<_> = server.take().into_iter().filter(|seen| seen.failure.is_none()).collect();
+                if let [seen] = &seen[..] {
                     table.check("SNI", sni, &seen.server_name.as_deref());
                     table.check("ALPN", &Vec::<String>::new(), &seen.offered);
                 }

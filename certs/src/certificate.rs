@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustls::sign::CertifiedKey;
@@ -164,6 +164,13 @@ impl Certificate {
     /// SHA-256 of the whole certificate.
     pub fn sha256(&self) -> &[u8; 32] {
         &self.sha256
+    }
+
+    /// SHA-1 of the whole certificate, for logs; computed at each call.
+    pub fn sha1(&self) -> [u8; 20] {
+        let mut hash = [0; 20];
+        hash.copy_from_slice(digest(&SHA1_FOR_LEGACY_USE_ONLY, self.der()).as_ref());
+        hash
     }
 
     /// SHA-256 of the SubjectPublicKeyInfo.

@@ -208,6 +208,8 @@ pub struct Facts {
     pub upstream_host: Option<Address>,
     /// Our address towards it; `None` if the connect failed.
     pub upstream_local: Option<SocketAddr>,
+    /// TLS towards it.
+    pub upstream_tls: Option<Arc<TlsFacts>>,
     /// Tries so far.
     pub attempts: u32,
     /// Transport error of the last try's failed connect, blanks as `_`.
@@ -264,6 +266,7 @@ impl Facts {
             cluster: None,
             upstream_host: None,
             upstream_local: None,
+            upstream_tls: None,
             attempts: 0,
             transport_failure: None,
             status: 0,

@@ -102,7 +102,11 @@ impl Session {
         self.facts.attempts = 1;
         self.facts.upstream_host = Some(endpoint.address.clone());
         match connection::connect(&cluster, &endpoint.address, Application::Tcp, None).await {
-            Ok(transport) => Ok((transport, permit)),
+            Ok(transport) => {
+                self.facts.upstream_local = transport.local_addr();
+                self.facts.upstream_tls = connection::tls_facts(&cluster, &transport);
+                Ok((transport, permit))
+            }
             Err(reset) => {
                 if let Reset::ConnectionFailure(reason) = reset {
                     self.facts.transport_failure = Some(reason);
@@ -120,7 +124,6 @@ impl Session {
 
     /// Copies both ways until it is over. An end by time closes both sides in good order.
     async fn relay(&mut self, downstream: &mut Transport, upstream: &mut Transport, chain: &TcpChain) {
-        self.facts.upstream_local = upstream.local_addr();
         self.counts = self.worker.gateway.telemetry.metrics.tcp.open(&self.facts);
         let mut idle = chain.idle_timeout.map(Idle::new);
         let mut relay = Relay::default();
@@ -193,21 +196,4 @@ fn choose(destinations: &[TcpDestination], draw: impl FnOnce(u64) -> u64) -> Opt
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_destination_gets_connections_by_its_weight() {
-        let destination = |port, weight| TcpDestination { cluster: ClusterName::outbound(port, "", "h"), weight };
-        let destinations = [destination(1, 20), destination(2, 80)];
-        for (drawn, expected) in [(0, 1), (19, 1), (20, 2), (99, 2)] {
-            let chosen = choose(&destinations, |total| {
-                assert_eq!(total, 100);
-                drawn
-            });
-            assert_eq!(chosen, Some(&ClusterName::outbound(expected, "", "h")));
-        }
-        assert_eq!(choose(&destinations[1..], |_| 0), Some(&ClusterName::outbound(2, "", "h")));
-        assert_eq!(choose(&[], |_| 0), None);
-    }
-}
+mod tests;

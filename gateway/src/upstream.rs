@@ -8,6 +8,7 @@ mod h2;
 pub mod pool;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use bytes::Bytes;
 pub(crate) use h2::{from_header_map, to_header_map};
 
 use crate::http::headers::Headers;
-use crate::request::RequestHead;
+use crate::request::{RequestHead, TlsFacts};
 use crate::response::Reset;
 
 /// How a request body is framed towards the upstream.
@@ -113,6 +114,14 @@ impl Stream {
         match self {
             Self::H1(stream) => stream.poll_frame(cx),
             Self::H2(stream) => stream.poll_frame(cx),
+        }
+    }
+
+    /// TLS of the connection.
+    pub fn tls(&self) -> Option<&Arc<TlsFacts>> {
+        match self {
+            Self::H1(stream) => stream.tls(),
+            Self::H2(stream) => stream.tls(),
         }
     }
 

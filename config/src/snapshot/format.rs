@@ -94,10 +94,130 @@ pub enum Command {
     GrpcStatus,
     GrpcStatusNumber,
     Environment(String),
-    /// A command that Envoy accepts and that is empty here: TLS facts of plaintext connections, filter state, metadata,
-    /// trace ids. Holds the text of the command.
+    /// `DOWNSTREAM_TLS_VERSION`, `UPSTREAM_PEER_SUBJECT` and the like; absent on plaintext connections.
+    Tls(TlsEnd, TlsFact),
+    /// A command that Envoy accepts and that is empty here: filter state, metadata, trace ids. Holds the text of the
+    /// command.
     Empty(String),
 }
+
+/// Which connection a command about TLS speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the variants are the connections")]
+pub enum TlsEnd {
+    Downstream,
+    Upstream,
+}
+
+/// What a command about TLS asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the variants are Envoy's names")]
+pub enum TlsFact {
+    Version,
+    Cipher,
+    Group,
+    /// Of the other side's certificate.
+    Peer(CertificateFact),
+    /// Of our certificate.
+    Local(CertificateFact),
+}
+
+/// What a certificate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateFact {
+    /// RFC 2253.
+    Subject,
+    /// RFC 2253.
+    Issuer,
+    /// Hex.
+    Serial,
+    /// SHA-256 of the certificate, hex.
+    Fingerprint256,
+    /// SHA-1 of the certificate, hex.
+    Fingerprint1,
+    /// The names of one kind, with commas between.
+    UriSans,
+    /// Host names.
+    DnsSans,
+    /// IP addresses.
+    IpSans,
+    /// E-mail addresses.
+    EmailSans,
+    /// PEM, URL-encoded.
+    Pem,
+    /// When it begins to be valid, formatted as `START_TIME` is.
+    NotBefore(Option<String>),
+    /// When it ends to be valid.
+    NotAfter(Option<String>),
+}
+
+/// The commands about TLS that stand alone.
+const TLS_FACTS: &[(&str, TlsEnd, TlsFact)] = {
+    use CertificateFact::{
+        DnsSans, EmailSans, Fingerprint1, Fingerprint256, IpSans, Issuer, Pem, Serial, Subject, UriSans,
+    };
+    use TlsEnd::{Downstream, Upstream};
+    use TlsFact::{Cipher, Group, Local, Peer, Version};
+    &[
+        ("DOWNSTREAM_TLS_VERSION", Downstream, Version),
+        ("DOWNSTREAM_TLS_CIPHER", Downstream, Cipher),
+        ("DOWNSTREAM_TLS_GROUP", Downstream, Group),
+        ("DOWNSTREAM_PEER_SUBJECT", Downstream, Peer(Subject)),
+        ("DOWNSTREAM_PEER_ISSUER", Downstream, Peer(Issuer)),
+        ("DOWNSTREAM_PEER_SERIAL", Downstream, Peer(Serial)),
+        ("DOWNSTREAM_PEER_FINGERPRINT_256", Downstream, Peer(Fingerprint256)),
+        ("DOWNSTREAM_PEER_FINGERPRINT_1", Downstream, Peer(Fingerprint1)),
+        ("DOWNSTREAM_PEER_URI_SAN", Downstream, Peer(UriSans)),
+        ("DOWNSTREAM_PEER_DNS_SAN", Downstream, Peer(DnsSans)),
+        ("DOWNSTREAM_PEER_IP_SAN", Downstream, Peer(IpSans)),
+        ("DOWNSTREAM_PEER_EMAIL_SAN", Downstream, Peer(EmailSans)),
+        ("DOWNSTREAM_PEER_CERT", Downstream, Peer(Pem)),
+        ("DOWNSTREAM_LOCAL_SUBJECT", Downstream, Local(Subject)),
+        ("DOWNSTREAM_LOCAL_URI_SAN", Downstream, Local(UriSans)),
+        ("DOWNSTREAM_LOCAL_DNS_SAN", Downstream, Local(DnsSans)),
+        ("DOWNSTREAM_LOCAL_IP_SAN", Downstream, Local(IpSans)),
+        ("DOWNSTREAM_LOCAL_EMAIL_SAN", Downstream, Local(EmailSans)),
+        ("UPSTREAM_TLS_VERSION", Upstream, Version),
+        ("UPSTREAM_TLS_CIPHER", Upstream, Cipher),
+        ("UPSTREAM_TLS_GROUP", Upstream, Group),
+        ("UPSTREAM_PEER_SUBJECT", Upstream, Peer(Subject)),
+        ("UPSTREAM_PEER_ISSUER", Upstream, Peer(Issuer)),
+        ("UPSTREAM_PEER_URI_SAN", Upstream, Peer(UriSans)),
+        ("UPSTREAM_PEER_DNS_SAN", Upstream, Peer(DnsSans)),
+        ("UPSTREAM_PEER_IP_SAN", Upstream, Peer(IpSans)),
+        ("UPSTREAM_PEER_CERT", Upstream, Peer(Pem)),
+        ("UPSTREAM_LOCAL_URI_SAN", Upstream, Local(UriSans)),
+        ("UPSTREAM_LOCAL_DNS_SAN", Upstream, Local(DnsSans)),
+        ("UPSTREAM_LOCAL_IP_SAN", Upstream, Local(IpSans)),
+    ]
+};
+
+/// The text of a command about TLS.
+pub(super) fn tls_text(end: TlsEnd, fact: &TlsFact) -> String {
+    let time = |name: &str, format: &Option<String>| match format {
+        Some(format) => format!("{name}({format})"),
+        None => name.to_owned(),
+    };
+    match (end, fact) {
+        (TlsEnd::Downstream, TlsFact::Peer(CertificateFact::NotBefore(format))) => {
+            time("DOWNSTREAM_PEER_CERT_V_START", format)
+        }
+        (TlsEnd::Downstream, TlsFact::Peer(CertificateFact::NotAfter(format))) => {
+            time("DOWNSTREAM_PEER_CERT_V_END", format)
+        }
+        (TlsEnd::Upstream, TlsFact::Peer(CertificateFact::NotBefore(format))) => {
+            time("UPSTREAM_PEER_CERT_V_START", format)
+        }
+        (TlsEnd::Upstream, TlsFact::Peer(CertificateFact::NotAfter(format))) => {
+            time("UPSTREAM_PEER_CERT_V_END", format)
+        }
+        _ => {
+            let found = TLS_FACTS.iter().find(|(_, of, named)| *of == end && named == fact);
+            found.map_or_else(String::new, |(name, ..)| (*name).to_owned())
+        }
+    }
+}
+
 impl Format {
     /// Parses a format string.
     ///
@@ -252,7 +372,17 @@ impl<'a> Token<'a> {
         if let Some(command) = self.plain() {
             return self.without_parameters().map(|()| command);
         }
+        if let Some((_, end, fact)) = TLS_FACTS.iter().find(|(name, ..)| *name == self.name) {
+            return self.without_parameters().map(|()| Command::Tls(*end, fact.clone()));
+        }
+        let validity = |end, fact: fn(Option<String>) -> CertificateFact| {
+            self.time().map(|format| Command::Tls(end, TlsFact::Peer(fact(format))))
+        };
         match self.name {
+            "DOWNSTREAM_PEER_CERT_V_START" => validity(TlsEnd::Downstream, CertificateFact::NotBefore),
+            "DOWNSTREAM_PEER_CERT_V_END" => validity(TlsEnd::Downstream, CertificateFact::NotAfter),
+            "UPSTREAM_PEER_CERT_V_START" => validity(TlsEnd::Upstream, CertificateFact::NotBefore),
+            "UPSTREAM_PEER_CERT_V_END" => validity(TlsEnd::Upstream, CertificateFact::NotAfter),
             "REQ" | "REQUEST_HEADER" => {
                 self.headers().map(|(name, alternative)| Command::RequestHeader { name, alternative })
             }
@@ -397,49 +527,8 @@ fn header_name(name: &str) -> Result<String, FormatErrorKind> {
     Ok(if name == "host" { ":authority".to_owned() } else { name })
 }
 
-/// Facts of TLS connections and of features that aren't configured: always absent here.
+/// Facts of features that aren't configured: always absent here.
 const EMPTY: &[&str] = &[
-    "DOWNSTREAM_TLS_VERSION",
-    "DOWNSTREAM_TLS_CIPHER",
-    "DOWNSTREAM_TLS_GROUP",
-    "DOWNSTREAM_TLS_SESSION_ID",
-    "DOWNSTREAM_PEER_URI_SAN",
-    "DOWNSTREAM_PEER_DNS_SAN",
-    "DOWNSTREAM_PEER_IP_SAN",
-    "DOWNSTREAM_PEER_EMAIL_SAN",
-    "DOWNSTREAM_PEER_OTHERNAME_SAN",
-    "DOWNSTREAM_PEER_SUBJECT",
-    "DOWNSTREAM_PEER_ISSUER",
-    "DOWNSTREAM_PEER_SERIAL",
-    "DOWNSTREAM_PEER_FINGERPRINT_256",
-    "DOWNSTREAM_PEER_FINGERPRINT_1",
-    "DOWNSTREAM_PEER_CERT",
-    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256",
-    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1",
-    "DOWNSTREAM_PEER_CHAIN_SERIALS",
-    "DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256",
-    "DOWNSTREAM_PEER_ISSUER_SERIAL",
-    "DOWNSTREAM_LOCAL_URI_SAN",
-    "DOWNSTREAM_LOCAL_DNS_SAN",
-    "DOWNSTREAM_LOCAL_IP_SAN",
-    "DOWNSTREAM_LOCAL_EMAIL_SAN",
-    "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
-    "DOWNSTREAM_LOCAL_SUBJECT",
-    "DOWNSTREAM_HANDSHAKE_DURATION",
-    "UPSTREAM_PEER_SUBJECT",
-    "UPSTREAM_PEER_ISSUER",
-    "UPSTREAM_PEER_CERT",
-    "UPSTREAM_PEER_URI_SAN",
-    "UPSTREAM_PEER_DNS_SAN",
-    "UPSTREAM_PEER_IP_SAN",
-    "UPSTREAM_LOCAL_URI_SAN",
-    "UPSTREAM_LOCAL_DNS_SAN",
-    "UPSTREAM_LOCAL_IP_SAN",
-    "UPSTREAM_TLS_VERSION",
-    "UPSTREAM_TLS_CIPHER",
-    "UPSTREAM_TLS_GROUP",
-    "UPSTREAM_TLS_SESSION_ID",
-    "UPSTREAM_SERVER_NAME",
     "TLS_JA3_FINGERPRINT",
     "TLS_JA4_FINGERPRINT",
     "TRACE_ID",
@@ -467,16 +556,8 @@ const EMPTY_WITH_PARAMETERS: &[&str] = &[
 ];
 
 /// The same, where parameters are a choice.
-const EMPTY_OR_PARAMETERS: &[&str] = &[
-    "DOWNSTREAM_PEER_CERT_V_START",
-    "DOWNSTREAM_PEER_CERT_V_END",
-    "UPSTREAM_PEER_CERT_V_START",
-    "UPSTREAM_PEER_CERT_V_END",
-    "START_TIME_LOCAL",
-    "EMIT_TIME_LOCAL",
-    "QUERY_PARAMS",
-    "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
-];
+const EMPTY_OR_PARAMETERS: &[&str] =
+    &["START_TIME_LOCAL", "EMIT_TIME_LOCAL", "QUERY_PARAMS", "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT"];
 
 /// Commands that have a value in Envoy and not (yet) here. Those with parameters stand in the lists above as well.
 const UNSUPPORTED: &[&str] = &[
@@ -494,10 +575,19 @@ const UNSUPPORTED: &[&str] = &[
     "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT",
     "DOWNSTREAM_DIRECT_LOCAL_PORT",
     "DOWNSTREAM_DIRECT_REMOTE_PORT",
+    "DOWNSTREAM_HANDSHAKE_DURATION",
     "DOWNSTREAM_HEADER_BYTES_RECEIVED",
     "DOWNSTREAM_HEADER_BYTES_SENT",
     "DOWNSTREAM_LOCAL_CLOSE_REASON",
+    "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
+    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1",
+    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256",
+    "DOWNSTREAM_PEER_CHAIN_SERIALS",
+    "DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256",
+    "DOWNSTREAM_PEER_ISSUER_SERIAL",
+    "DOWNSTREAM_PEER_OTHERNAME_SAN",
     "DOWNSTREAM_REMOTE_PORT",
+    "DOWNSTREAM_TLS_SESSION_ID",
     "DYNAMIC_METADATA",
     "EMIT_TIME_LOCAL",
     "FILTER_STATE",
@@ -540,6 +630,8 @@ const UNSUPPORTED: &[&str] = &[
     "UPSTREAM_REMOTE_ADDRESS",
     "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
     "UPSTREAM_REMOTE_PORT",
+    "UPSTREAM_SERVER_NAME",
+    "UPSTREAM_TLS_SESSION_ID",
 ];
 
 /// Source: `reference/telemetry-and-operations.md` §4.1.
@@ -622,7 +714,14 @@ mod tests {
             ("%PATH(NQ)%", vec![command(Command::Path { query: false }, None)]),
             ("%PATH%", vec![command(Command::Path { query: true }, None)]),
             ("%GRPC_STATUS(NUMBER)%", vec![command(Command::GrpcStatusNumber, None)]),
-            ("%DOWNSTREAM_TLS_VERSION%", vec![command(Command::Empty("DOWNSTREAM_TLS_VERSION".to_owned()), None)]),
+            ("%DOWNSTREAM_TLS_VERSION%", vec![command(Command::Tls(TlsEnd::Downstream, TlsFact::Version), None)]),
+            (
+                "%UPSTREAM_PEER_CERT_V_END(%F)%",
+                vec![command(
+                    Command::Tls(TlsEnd::Upstream, TlsFact::Peer(CertificateFact::NotAfter(Some("%F".to_owned())))),
+                    None,
+                )],
+            ),
         ] {
             assert_eq!(Format::parse(text).unwrap().pieces, pieces, "{text}");
         }

@@ -11,7 +11,7 @@ use super::Snapshot;
 use super::cluster::{
     Cluster, DnsEndpoint, Endpoint, EndpointAddress, Endpoints, Limits, RetryBudget, TcpKeepalive, UpstreamProtocol,
 };
-use super::format::{Command, Format, Piece};
+use super::format::{Command, Format, Piece, tls_text};
 use super::header::{HeaderOps, HeaderPut};
 use super::host::VirtualHost;
 use super::listener::{Bind, FilterChain, Handler, Listener, TcpChain, TcpDestination, Transport};
@@ -506,6 +506,7 @@ fn command_text(command: &Command) -> String {
         Command::StartTime(None) => "START_TIME".to_owned(),
         Command::EmitTime(None) => "EMIT_TIME".to_owned(),
         Command::Empty(text) => text.clone(),
+        Command::Tls(end, fact) => tls_text(*end, fact),
         // The rest are called like their variants.
         command => {
             let mut text = String::new();

@@ -392,6 +392,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
     /// One try: connection, request, response head.
     async fn attempt(&mut self, key: &Key) -> Result<Tried, Cut> {
         self.exchange.facts.upstream_local = None;
+        self.exchange.facts.upstream_tls = None;
         self.exchange.facts.transport_failure = None;
         self.body.begin_try();
         self.exchange.timers.per_try.stop();
@@ -400,6 +401,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
             Err(outcome) => return Ok(outcome),
         };
         self.exchange.facts.upstream_local = upstream.local();
+        self.exchange.facts.upstream_tls = upstream.tls().cloned();
         let kind = match (self.exchange.upgrade, self.body.sent) {
             (true, _) => RequestBody::Upgrade,
             (false, true) => RequestBody::Empty,

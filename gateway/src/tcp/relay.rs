@@ -186,3 +186,135 @@ impl Way {
         if self.ended { Pin::new(writer).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    /// A connection that reads `pieces` and then fails or ends, and doesn't take a byte if `deaf`.
+    struct Scripted {
+        pieces: Vec<&'static [u8]>,
+        end: Option<io::ErrorKind>,
+        deaf: Option<io::ErrorKind>,
+        written: Vec<u8>,
+        is_shut: bool,
+    }
+
+    impl Scripted {
+        fn new(pieces: &[&'static [u8]], end: Option<io::ErrorKind>) -> Self {
+            let pieces = pieces.iter().rev().copied().collect();
+            Self { pieces, end, deaf: None, written: Vec::new(), is_shut: false }
+        }
+    }
+
+    impl AsyncRead for Scripted {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            match (self.pieces.pop(), self.end) {
+                (Some(piece), _) => buf.put_slice(piece),
+                (None, Some(kind)) => return Poll::Ready(Err(kind.into())),
+                (None, None) => {}
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Scripted {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            if let Some(kind) = self.deaf {
+                return Poll::Ready(Err(kind.into()));
+            }
+            self.written.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.is_shut = true;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    async fn run(relay: &mut Relay, downstream: &mut Scripted, upstream: &mut Scripted) -> End {
+        poll_fn(|cx| relay.poll(cx, downstream, upstream)).await
+    }
+
+    #[tokio::test]
+    async fn each_direction_ends_for_itself_and_nothing_is_lost() {
+        let (mut client, mut downstream) = duplex(1000);
+        let (mut server, mut upstream) = duplex(700);
+        let mut relay = Relay::default();
+        let sent: Vec<u8> = (0..300_000_u32).map(|index| index.to_le_bytes()[1]).collect();
+        let answered: Vec<u8> = (0..200_000_u32).map(|index| index.to_le_bytes()[0]).collect();
+        let client_side = async {
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut received = Vec::new();
+            client.read_to_end(&mut received).await.unwrap();
+            received
+        };
+        let server_side = async {
+            let mut received = Vec::new();
+            server.read_to_end(&mut received).await.unwrap();
+            server.write_all(&answered).await.unwrap();
+            server.shutdown().await.unwrap();
+            received
+        };
+        let relaying = poll_fn(|cx| relay.poll(cx, &mut downstream, &mut upstream));
+        let (end, at_client, at_server) = tokio::join!(relaying, client_side, server_side);
+        assert_eq!(end, End::Both);
+        assert!(at_client == answered && at_server == sent);
+        assert_eq!((relay.received(), relay.sent()), (300_000, 200_000));
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_stops_the_other_side() {
+        let (mut client, mut downstream) = duplex(1 << 20);
+        let (_server, mut upstream) = duplex(1000);
+        client.write_all(&[0; 1 << 20]).await.unwrap();
+        let mut relay = Relay::default();
+        let polled = poll_fn(|cx| Poll::Ready(relay.poll(cx, &mut downstream, &mut upstream))).await;
+        assert!(polled.is_pending());
+        assert_eq!(relay.received(), BUFFER_SIZE as u64);
+        assert_eq!(relay.up.rest.len(), BUFFER_SIZE - 1000);
+    }
+
+    #[tokio::test]
+    async fn a_reset_ends_both_directions_at_once() {
+        let reset = Some(io::ErrorKind::ConnectionReset);
+        let (mut downstream, mut upstream) = (Scripted::new(&[b"a"], reset), Scripted::new(&[], None));
+        let end = run(&mut Relay::default(), &mut downstream, &mut upstream).await;
+        assert_eq!(end, End::Gone { side: Side::Downstream, reset: true });
+        let (mut downstream, mut upstream) = (Scripted::new(&[], None), Scripted::new(&[b"a"], reset));
+        let end = run(&mut Relay::default(), &mut downstream, &mut upstream).await;
+        assert_eq!(end, End::Gone { side: Side::Upstream, reset: true });
+        assert_eq!(downstream.written, b"a");
+    }
+
+    #[tokio::test]
+    async fn what_a_side_sent_before_it_went_deaf_is_delivered() {
+        let mut downstream = Scripted::new(&[b"request"], None);
+        let mut upstream = Scripted::new(&[b"answer", b" and more"], None);
+        upstream.deaf = Some(io::ErrorKind::BrokenPipe);
+        let end = run(&mut Relay::default(), &mut downstream, &mut upstream).await;
+        assert_eq!(end, End::Gone { side: Side::Upstream, reset: false });
+        assert_eq!(downstream.written, b"answer and more");
+        assert!(downstream.is_shut);
+    }
+
+    #[tokio::test]
+    async fn tls_that_is_cut_off_counts_as_ended() {
+        let cut = Some(io::ErrorKind::UnexpectedEof);
+        let (mut downstream, mut upstream) = (Scripted::new(&[b"a"], cut), Scripted::new(&[], None));
+        assert_eq!(run(&mut Relay::default(), &mut downstream, &mut upstream).await, End::Both);
+        assert_eq!(upstream.written, b"a");
+        assert!(upstream.is_shut);
+    }
+}

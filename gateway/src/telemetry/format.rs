@@ -3,6 +3,7 @@
 //! Source: `reference/telemetry-and-operations.md` §4.4-4.5, `reference/networking.md` §3.15.
 
 mod time;
+mod tls;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -104,6 +105,11 @@ fn untruncated(command: &Command, facts: &Facts, moment: Moment, out: &mut Vec<u
         Command::UpstreamLocalAddress => address(facts.upstream_local, out),
         Command::UpstreamRequestAttemptCount => number(Some(facts.attempts), out),
         Command::UpstreamTransportFailureReason => text(facts.transport_failure.as_deref(), out),
+        // Raw TCP has no request that could have one.
+        Command::StreamId if facts.protocol.is_none() => {
+            unique_id(out);
+            Kind::Text
+        }
         Command::StreamId => text(request.and_then(|request| request.headers.get("x-request-id")), out),
         Command::UniqueId => {
             unique_id(out);
@@ -139,6 +145,7 @@ fn untruncated(command: &Command, facts: &Facts, moment: Moment, out: &mut Vec<u
             None => Kind::Absent,
         },
         Command::GrpcStatusNumber => number(grpc_status(facts), out),
+        Command::Tls(end, fact) => tls::write(*end, fact, facts, out),
         Command::Environment(name) => match std::env::var_os(name) {
             Some(value) => text(Some(value.as_encoded_bytes()), out),
             // Envoy prints the dash itself, in headers too.

@@ -13,13 +13,14 @@ use config::snapshot::cluster::UpstreamProtocol;
 use config::snapshot::tls::{ClientMode, ClientTls, ServerNameSource};
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, ClientConfig, Error, InvalidMessage, PeerIncompatible};
+use rustls::{AlertDescription, ClientConfig, CommonState, Error, InvalidMessage, PeerIncompatible};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::credentials::ClientMaterial;
 use super::parameters::{provider, versions};
+use crate::request::TlsFacts;
 
 /// Names that sessions are kept for, where the name follows the request; each with a few tickets.
 const NAMES: usize = 32;
@@ -103,6 +104,11 @@ impl Client {
     }
 
     /// Whether the certificate must be valid for the name. Raw TCP has none unless it is fixed.
+    /// What a handshake of ours agreed on, once it is complete.
+    pub fn facts(&self, connection: &CommonState) -> TlsFacts {
+        TlsFacts::new(connection, self.material.certificate.clone())
+    }
+
     fn verifies_name(&self, application: Application) -> bool {
         let has_name = application != Application::Tcp || self.settings.server_name != ServerNameSource::Request;
         self.settings.verify_server_name && has_name

@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::sync::Arc;
 
 use config::snapshot::cluster as snapshot;
 use config::snapshot::cluster::TcpKeepalive;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::cluster::{Address, Cluster, ClusterTls};
+use crate::request::TlsFacts;
 use crate::response::Reset;
 use crate::stream::{Socket, Transport};
 use crate::tls::client::Application;
@@ -43,6 +45,11 @@ pub async fn connect(
         Ok(opened) => opened.map_err(Reset::ConnectionFailure),
         Err(_) => Err(Reset::ConnectionTimeout),
     }
+}
+
+/// What the handshake on a connection to `cluster` agreed on; `None` without TLS.
+pub fn tls_facts(cluster: &Cluster, transport: &Transport) -> Option<Arc<TlsFacts>> {
+    Some(Arc::new(cluster.tls.client()?.facts(transport.tls()?)))
 }
 
 async fn open(cluster: &snapshot::Cluster, address: &Address) -> io::Result<Socket> {

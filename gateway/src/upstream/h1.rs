@@ -1,6 +1,7 @@
 //! HTTP/1.1 with upstreams.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use crate::http::chunked::{Decoded, Decoder, write_chunk_size};
 use crate::http::head::{HeadScanner, Version};
 use crate::http::headers::Headers;
 use crate::http::{content_length, write_line};
-use crate::request::RequestHead;
+use crate::request::{RequestHead, TlsFacts};
 use crate::response::Reset;
 use crate::stream::Transport;
 
@@ -22,6 +23,7 @@ use crate::stream::Transport;
 pub(super) struct Connection {
     buffered: Buffered,
     local: Option<SocketAddr>,
+    tls: Option<Arc<TlsFacts>>,
     /// When it was opened.
     pub opened: Instant,
     /// When its last request ended.
@@ -33,10 +35,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub fn new(transport: Transport, permit: Permit) -> Self {
+    pub fn new(transport: Transport, tls: Option<Arc<TlsFacts>>, permit: Permit) -> Self {
         let now = Instant::now();
         Self {
             local: transport.local_addr(),
+            tls,
             buffered: Buffered::new(transport, BytesMut::new()),
             opened: now,
             idle_since: now,
@@ -89,6 +92,10 @@ pub struct Stream {
 }
 
 impl Stream {
+    pub(super) fn tls(&self) -> Option<&Arc<TlsFacts>> {
+        self.connection.tls.as_ref()
+    }
+
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.connection.local
     }

@@ -15,7 +15,7 @@ use super::cluster::{Permit, Usage};
 use super::{Frame, RequestBody, ResponseHead};
 use crate::http::content_length;
 use crate::http::headers::Headers;
-use crate::request::RequestHead;
+use crate::request::{RequestHead, TlsFacts};
 use crate::response::Reset;
 use crate::stream::Transport;
 
@@ -38,6 +38,7 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct Shared {
     local: Option<SocketAddr>,
+    tls: Option<Arc<TlsFacts>>,
     opened: Instant,
     idle_since: Cell<Instant>,
     active: Cell<u32>,
@@ -51,6 +52,7 @@ impl Connection {
     /// Shakes hands on `transport` and drives the connection in a task of this worker until it ends.
     pub async fn open(
         transport: Transport,
+        tls: Option<Arc<TlsFacts>>,
         permit: Permit,
         max_streams: u32,
         usage: Arc<Usage>,
@@ -69,6 +71,7 @@ impl Connection {
         let now = Instant::now();
         let shared = Rc::new(Shared {
             local,
+            tls,
             opened: now,
             idle_since: Cell::new(now),
             active: Cell::new(0),
@@ -166,6 +169,10 @@ pub struct Stream {
 }
 
 impl Stream {
+    pub(super) fn tls(&self) -> Option<&Arc<TlsFacts>> {
+        self.guard.0.tls.as_ref()
+    }
+
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.guard.0.local
     }

@@ -112,7 +112,8 @@ impl Pools {
             if let Some(permit) = cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) {
                 let name = key.server_name();
                 let transport = connection::connect(cluster, &key.address, Application::Http1, name).await?;
-                return Ok(Stream::H1(Box::new(h1::Connection::new(transport, permit).begin())));
+                let tls = connection::tls_facts(cluster, &transport);
+                return Ok(Stream::H1(Box::new(h1::Connection::new(transport, tls, permit).begin())));
             }
             // Idle connections of other workers and endpoints make room.
             self.crowded.notify_waiters();
@@ -167,7 +168,8 @@ impl Pools {
         let opened = async {
             let name = key.server_name();
             let transport = connection::connect(cluster, &key.address, Application::Http2, name).await?;
-            h2::Connection::open(transport, permit, limits.max_concurrent_streams, usage).await
+            let tls = connection::tls_facts(cluster, &transport);
+            h2::Connection::open(transport, tls, permit, limits.max_concurrent_streams, usage).await
         };
         let opened = tokio::time::timeout(cluster.config.connect_timeout, opened).await;
         match opened.unwrap_or(Err(Reset::ConnectionTimeout)) {

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use certs::certificate::Certificate;
 use config::snapshot::cluster::ServiceIdentity;
 
 use super::Source;
@@ -106,8 +107,10 @@ impl Destination {
 
 impl Principals {
     /// The identities on the upstream connection of `facts`.
-    pub fn of(_facts: &Facts) -> Self {
-        Self::default()
+    pub fn of(facts: &Facts) -> Self {
+        let Some(tls) = &facts.upstream_tls else { return Self::default() };
+        let first_uri = |certificate: &Certificate| certificate.uris().next().map(Arc::from);
+        Self { source: tls.local_certificate().and_then(first_uri), destination: tls.peer.as_ref().and_then(first_uri) }
     }
 }
 

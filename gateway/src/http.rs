@@ -16,6 +16,7 @@ pub mod headers;
 mod mirror;
 pub mod normalize;
 mod redirect;
+pub(crate) mod send_queue;
 pub(crate) mod timers;
 pub mod violations;
 

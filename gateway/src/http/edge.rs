@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use bytes::Bytes;
 use config::snapshot::listener::{ForwardClientCert, HttpSettings, Underscores};
 
-use super::headers::Headers;
+use super::headers::{Headers, tokens};
 use crate::request::{ConnectionFacts, RequestHead};
 use crate::response::Failure;
 
@@ -72,11 +72,6 @@ pub(super) fn sanitize(headers: &mut Headers, settings: &HttpSettings, certified
         *te = Bytes::from_static(b"trailers");
     }
     Ok(upgrade)
-}
-
-/// The values of a comma-separated list.
-fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {
-    list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
 fn requested_upgrade(headers: &Headers) -> Upgrade {

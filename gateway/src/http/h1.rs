@@ -251,13 +251,7 @@ pub(crate) fn content_length(value: &[u8]) -> Option<u64> {
 
 /// Whether the client wants to keep the connection (RFC 9112 §9.3).
 fn persistent(head: &RequestHead) -> bool {
-    let names = |token: &str| {
-        head.headers
-            .get_all("connection")
-            .chain(head.headers.get_all("proxy-connection"))
-            .flat_map(|value| value.split(|&byte| byte == b','))
-            .any(|name| name.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-    };
+    let names = |token| head.headers.lists("connection", token) || head.headers.lists("proxy-connection", token);
     match head.version {
         Version::Http10 => names("keep-alive"),
         _ => !names("close"),

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, RecvStream};
 use pingora_core::protocols::http::v2::server::{H2Options, handshake};
 use tokio::time::Sleep;
 
 use super::exchange::{self, is_authority_byte};
 use super::headers::Headers;
+use super::send_queue::{SendQueue, Stopped};
 use super::violations::{BodyWatch, FrameWatch, Violations};
 use super::{ClientStream, Frame, Gone, PREFACE, Serving, content_length};
 use crate::request::{Begun, PathAndQuery, Protocol, RequestHead};
@@ -367,12 +368,9 @@ struct Stream {
     respond: SendResponse<Bytes>,
     recv: RecvStream,
     received: bool,
-    send: Option<SendStream<Bytes>>,
-    /// Data that waits for flow control.
-    pending: Bytes,
-    /// The end waits behind `pending`, with its trailers.
-    end: Option<Option<http::HeaderMap>>,
-    ended: bool,
+    send: Option<SendQueue>,
+    /// The response ended with its head.
+    bodiless: bool,
     /// The client has reset it.
     reset: bool,
     tunnel: bool,
@@ -381,8 +379,7 @@ struct Stream {
 impl Stream {
     fn new(respond: SendResponse<Bytes>, recv: RecvStream) -> Self {
         let received = recv.is_end_stream();
-        let (send, pending, end) = (None, Bytes::new(), None);
-        Self { respond, recv, received, send, pending, end, ended: false, reset: false, tunnel: false }
+        Self { respond, recv, received, send: None, bodiless: false, reset: false, tunnel: false }
     }
 
     fn refuse(mut self) {
@@ -391,7 +388,8 @@ impl Stream {
 
     /// After a complete response: reads what the client still sends, within bounds.
     async fn drain(mut self) {
-        if self.received || !self.ended {
+        let ended = self.bodiless || self.send.as_ref().is_some_and(SendQueue::is_ended);
+        if self.received || !ended {
             return;
         }
         let mut left = DRAIN_BYTES;
@@ -417,11 +415,6 @@ impl Stream {
         };
         self.reset |= gone == Gone::Reset;
         gone
-    }
-
-    fn fail<T>(&mut self, error: &h2::Error) -> Poll<Result<T, Gone>> {
-        self.pending = Bytes::new();
-        Poll::Ready(Err(self.gone(error)))
     }
 }
 
@@ -493,55 +486,29 @@ impl ClientStream for Stream {
         }
         *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_GATEWAY);
         if let Ok(send) = self.respond.send_response(response, end) {
-            self.send = (!end).then_some(send);
+            self.send = (!end).then(|| SendQueue::new(send));
         }
-        self.ended = end;
+        self.bodiless = end;
     }
 
     fn send_data(&mut self, data: Bytes) {
-        self.pending = if self.pending.is_empty() { data } else { [&self.pending[..], &data[..]].concat().into() };
+        if let Some(send) = &mut self.send {
+            send.push(data);
+        }
     }
 
     fn send_end(&mut self, trailers: Option<Headers>) {
-        self.end = Some(trailers.as_ref().map(to_header_map));
+        if let Some(send) = &mut self.send {
+            send.end(trailers.as_ref().map(to_header_map));
+        }
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
-        let Some(send) = &mut self.send else {
-            self.pending = Bytes::new();
-            return Poll::Ready(Ok(()));
-        };
-        while !self.pending.is_empty() {
-            send.reserve_capacity(self.pending.len());
-            let capacity = match ready!(send.poll_capacity(cx)) {
-                Some(Ok(capacity)) => capacity.min(self.pending.len()),
-                Some(Err(error)) => return self.fail(&error),
-                None => {
-                    self.pending = Bytes::new();
-                    return Poll::Ready(Err(Gone::Reset));
-                }
-            };
-            let piece = self.pending.split_to(capacity);
-            let last = self.pending.is_empty() && matches!(self.end, Some(None));
-            if let Err(error) = send.send_data(piece, last) {
-                return self.fail(&error);
-            }
-            if last {
-                self.end = None;
-                self.ended = true;
-            }
-        }
-        if let Some(trailers) = self.end.take() {
-            let sent = match trailers {
-                Some(trailers) => send.send_trailers(trailers),
-                None => send.send_data(Bytes::new(), true),
-            };
-            if let Err(error) = sent {
-                return self.fail(&error);
-            }
-            self.ended = true;
-        }
-        Poll::Ready(Ok(()))
+        let Some(send) = &mut self.send else { return Poll::Ready(Ok(())) };
+        Poll::Ready(ready!(send.poll_flush(cx)).map_err(|stopped| match stopped {
+            Stopped::Closed => Gone::Reset,
+            Stopped::Broken(error) => self.gone(&error),
+        }))
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
@@ -550,7 +517,7 @@ impl ClientStream for Stream {
 
     fn abort(&mut self) {
         match &mut self.send {
-            Some(send) => send.send_reset(Reason::INTERNAL_ERROR),
+            Some(send) => send.reset(Reason::INTERNAL_ERROR),
             None => self.respond.send_reset(Reason::INTERNAL_ERROR),
         }
     }

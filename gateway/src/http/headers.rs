@@ -61,6 +61,11 @@ impl Headers {
         self.get(name).is_some()
     }
 
+    /// Whether a line `name` lists `token`, in any case.
+    pub fn lists(&self, name: &str, token: &str) -> bool {
+        self.get_all(name).flat_map(|line| tokens(line)).any(|found| found.eq_ignore_ascii_case(token.as_bytes()))
+    }
+
     /// Keeps the names as they were received, for [`Self::spelling`].
     pub fn keep_names(&mut self, names: Box<[Bytes]>) {
         self.received_names = Some(names);
@@ -146,6 +151,11 @@ impl Headers {
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Bytes> {
         self.lines.iter_mut().find(|line| line.name == name.as_bytes()).map(|line| &mut line.value)
     }
+}
+
+/// The members of a comma-separated list (RFC 9110 §5.6.1).
+pub fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
 /// Headers that Envoy keeps as one line each (its inline headers), request and response together.

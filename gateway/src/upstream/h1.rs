@@ -262,14 +262,8 @@ fn announces_empty_body(method: &[u8]) -> bool {
 }
 
 fn persistent(version: Version, headers: &Headers) -> bool {
-    let names = |token: &[u8]| {
-        headers
-            .get_all("connection")
-            .flat_map(|value| value.split(|&byte| byte == b','))
-            .any(|name| name.trim_ascii().eq_ignore_ascii_case(token))
-    };
     match version {
-        Version::Http11 => !names(b"close"),
-        _ => names(b"keep-alive"),
+        Version::Http11 => !headers.lists("connection", "close"),
+        _ => headers.lists("connection", "keep-alive"),
     }
 }

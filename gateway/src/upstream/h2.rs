@@ -9,12 +9,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, RecvStream};
 
 use super::cluster::{Permit, Usage};
 use super::{Frame, RequestBody, ResponseHead};
 use crate::http::content_length;
 use crate::http::headers::Headers;
+use crate::http::send_queue::SendQueue;
 use crate::request::{RequestHead, TlsFacts};
 use crate::response::Reset;
 use crate::stream::Transport;
@@ -125,8 +126,6 @@ impl Connection {
             guard: ActiveStream(Rc::clone(&self.shared)),
             state: State::Unsent,
             body: None,
-            pending: Bytes::new(),
-            end: None,
             recv: None,
             upgrade: false,
         })
@@ -159,11 +158,8 @@ pub struct Stream {
     send: SendRequest<Bytes>,
     guard: ActiveStream,
     state: State,
-    body: Option<SendStream<Bytes>>,
-    /// Data that waits for flow control.
-    pending: Bytes,
-    /// The body's end waits behind `pending`, with its trailers.
-    end: Option<Option<http::HeaderMap>>,
+    /// Until it has ended.
+    body: Option<SendQueue>,
     recv: Option<RecvStream>,
     upgrade: bool,
 }
@@ -185,61 +181,33 @@ impl Stream {
         };
         self.state = match self.send.send_request(request, body == RequestBody::Empty) {
             Ok((response, send)) => {
-                self.body = (body != RequestBody::Empty).then_some(send);
+                self.body = (body != RequestBody::Empty).then(|| SendQueue::new(send));
                 State::Sent(response)
             }
             Err(error) => State::Failed(reset_reason(&error)),
         };
     }
 
-    /// Hands pending data to the connection as flow control allows; ready when none is left.
+    /// Hands pending data to the connection as flow control allows; ready when none is left. A failure shows when reading.
     pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(body) = &mut self.body else { return Poll::Ready(()) };
-        while !self.pending.is_empty() {
-            body.reserve_capacity(self.pending.len());
-            let capacity = match ready!(body.poll_capacity(cx)) {
-                Some(Ok(capacity)) => capacity.min(self.pending.len()),
-                // Reset or closed: reading tells.
-                Some(Err(_)) | None => {
-                    self.body = None;
-                    self.pending = Bytes::new();
-                    return Poll::Ready(());
-                }
-            };
-            let piece = self.pending.split_to(capacity);
-            let last = self.pending.is_empty() && matches!(self.end, Some(None));
-            if body.send_data(piece, last).is_err() {
+        if let Some(body) = &mut self.body {
+            let flushed = ready!(body.poll_flush(cx));
+            if flushed.is_err() || body.is_ended() {
                 self.body = None;
-                self.pending = Bytes::new();
-                return Poll::Ready(());
             }
-            if last {
-                self.end = None;
-                self.body = None;
-                return Poll::Ready(());
-            }
-        }
-        if let Some(trailers) = self.end.take() {
-            // A failure to end shows as a reset when reading.
-            let _ = match trailers {
-                Some(trailers) => body.send_trailers(trailers),
-                None => body.send_data(Bytes::new(), true),
-            };
-            self.body = None;
         }
         Poll::Ready(())
     }
 
     pub(super) fn send_data(&mut self, data: Bytes) {
-        if self.body.is_none() {
-            return;
+        if let Some(body) = &mut self.body {
+            body.push(data);
         }
-        self.pending = if self.pending.is_empty() { data } else { [&self.pending[..], &data[..]].concat().into() };
     }
 
     pub(super) fn send_end(&mut self, trailers: Option<&Headers>) {
-        if self.body.is_some() {
-            self.end = Some(trailers.map(to_header_map));
+        if let Some(body) = &mut self.body {
+            body.end(trailers.map(to_header_map));
         }
     }
 
@@ -308,7 +276,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if let Some(body) = &mut self.body {
-            body.send_reset(Reason::CANCEL);
+            body.reset(Reason::CANCEL);
         }
     }
 }

@@ -233,7 +233,13 @@ const ECHOED: &[u8] = b"\x81\x02hi";
 async fn echo_backend() -> std::net::SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let options = gateway::echo::EchoOptions { bind: Vec::new(), name: "echo".to_owned(), version: "v1".to_owned() };
+    let options = gateway::echo::EchoOptions {
+        bind: Vec::new(),
+        name: "echo".to_owned(),
+        version: "v1".to_owned(),
+        tcp: Vec::new(),
+        tls: None,
+    };
     tokio::spawn(gateway::echo::serve(listener, options));
     address
 }

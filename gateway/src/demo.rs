@@ -68,7 +68,13 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<()> {
 async fn backend(version: &str) -> anyhow::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("can't open a port for a backend")?;
     let port = listener.local_addr()?.port();
-    let options = EchoOptions { bind: Vec::new(), name: "reviews".to_owned(), version: version.to_owned() };
+    let options = EchoOptions {
+        bind: Vec::new(),
+        name: "reviews".to_owned(),
+        version: version.to_owned(),
+        tcp: Vec::new(),
+        tls: None,
+    };
     tokio::spawn(echo::serve(listener, options));
     Ok(port)
 }

@@ -1,18 +1,19 @@
 //! `fairlead echo`: the demo backend. It answers every request with JSON that says what arrived, and misbehaves on demand.
 //!
-//! It speaks HTTP/1.1, HTTP/2 with prior knowledge, WebSocket (also over HTTP/2) and gRPC on one port, so that an example
-//! directory needs no other program to be tried out. It is no part of the data plane and shares no code with it: what it
+//! It speaks HTTP/1.1, HTTP/2 with prior knowledge, WebSocket (also over HTTP/2) and gRPC on one port, and sends raw bytes
+//! back on another, with TLS if asked, so that an example directory needs no other program to be tried out. It is no part of the data plane and shares no code with it: what it
 //! reports is what a stock HTTP library saw of the gateway's bytes.
 //!
 //! ```text
-//! accept ▶ connection ▶ answer ┬ Upgrade: websocket        ▶ websocket::upgrade
-//!                              ├ content-type grpc         ▶ grpc::answer
-//!                              └ else: controls ▶ report ▶ reply
+//! accept ▶ [tls] ▶ connection ▶ answer ┬ Upgrade: websocket        ▶ websocket::upgrade
+//!                                      ├ content-type grpc         ▶ grpc::answer
+//!                                      └ else: controls ▶ report ▶ reply
 //! ```
 
 mod controls;
 mod grpc;
 mod report;
+mod tls;
 mod websocket;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use std::convert::Infallible;
 use std::io;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,8 +37,10 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_rustls::TlsAcceptor;
 
 use self::controls::{Controls, Cut, Moment};
 use self::report::Received;
@@ -55,44 +59,93 @@ pub struct EchoOptions {
     /// Version tag of this instance, in every answer; tells the destinations of a weighted route apart.
     #[arg(long, env = "FAIRLEAD_ECHO_VERSION", default_value = "v1")]
     pub version: String,
+
+    /// Address on which every byte is sent back as it comes; may be repeated.
+    #[arg(long, value_name = "ADDR:PORT", env = "FAIRLEAD_ECHO_TCP")]
+    pub tcp: Vec<SocketAddr>,
+
+    /// Directory with `tls.crt` and `tls.key` (PEM): all addresses speak TLS.
+    #[arg(long, value_name = "DIR", env = "FAIRLEAD_ECHO_TLS")]
+    pub tls: Option<PathBuf>,
 }
 
 /// Listens on every address of `options`, prints where, and serves until Ctrl-C.
 ///
 /// # Errors
-/// An address that can't be bound.
+/// An address that can't be bound, or a certificate that can't be used.
 pub async fn run(options: EchoOptions) -> anyhow::Result<()> {
     // Before anybody is told that it listens, and so may end it.
     let mut interrupt = signal(SignalKind::interrupt()).context("can't wait for Ctrl-C")?;
+    let tls = options.tls.as_deref().map(tls::acceptor).transpose()?;
     let mut servers = tokio::task::JoinSet::new();
     for address in &options.bind {
-        let listener = TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))?;
-        let bound = listener.local_addr().with_context(|| format!("no local address for {address}"))?;
-        writeln!(io::stdout(), "{} {} listens on http://{bound}", options.name, options.version)?;
-        servers.spawn(serve(listener, options.clone()));
+        let (listener, bound) = listen(address).await?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        writeln!(io::stdout(), "{} {} listens on {scheme}://{bound}", options.name, options.version)?;
+        servers.spawn(serve_with(listener, options.clone(), tls.clone()));
+    }
+    for address in &options.tcp {
+        let (listener, bound) = listen(address).await?;
+        let scheme = if tls.is_some() { "tls" } else { "tcp" };
+        writeln!(io::stdout(), "{} {} listens on {scheme}://{bound}", options.name, options.version)?;
+        servers.spawn(serve_tcp(listener, tls.clone()));
     }
     interrupt.recv().await;
     Ok(())
 }
 
-/// Serves connections of `listener` until the future is dropped; `options.bind` is not read.
+async fn listen(address: &SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))?;
+    let bound = listener.local_addr().with_context(|| format!("no local address for {address}"))?;
+    Ok((listener, bound))
+}
+
+/// Serves plaintext connections of `listener` until the future is dropped; of `options` only the names are read.
 ///
 /// Connections are tasks of their own on the current runtime and outlive the future until their peer closes.
 pub async fn serve(listener: TcpListener, options: EchoOptions) {
+    serve_with(listener, options, None).await;
+}
+
+async fn serve_with(listener: TcpListener, options: EchoOptions, tls: Option<TlsAcceptor>) {
     let instance = Arc::new(Instance { options, connections: AtomicU64::new(0), failures: Mutex::default() });
+    accept(listener, |stream, remote| serve_connection(stream, remote, Arc::clone(&instance), tls.clone())).await;
+}
+
+/// Sends back what comes on connections of `listener`, until their peer ends its side.
+async fn serve_tcp(listener: TcpListener, tls: Option<TlsAcceptor>) {
+    accept(listener, |stream, _| {
+        let tls = tls.clone();
+        async move {
+            match tls {
+                Some(tls) => send_back(tls.accept(stream).await?).await,
+                None => send_back(stream).await,
+            }
+        }
+    })
+    .await;
+}
+
+/// Runs `serve` for each connection in a task of its own.
+async fn accept<F>(listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr) -> F)
+where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
     loop {
         match listener.accept().await {
-            Ok((stream, remote)) => {
-                let instance = instance.clone();
-                tokio::spawn(async move {
-                    // How a connection ends is the client's business; there is nobody here to tell.
-                    let _ = serve_connection(stream, remote, instance).await;
-                });
-            }
+            // How a connection ends is the client's business; there is nobody here to tell.
+            Ok((stream, remote)) => drop(tokio::spawn(serve(stream, remote))),
             // Out of descriptors, most likely: wait for some to be freed instead of spinning.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
+}
+
+async fn send_back(stream: impl AsyncRead + AsyncWrite + Unpin) -> anyhow::Result<()> {
+    let (mut read, mut write) = tokio::io::split(stream);
+    tokio::io::copy(&mut read, &mut write).await?;
+    write.shutdown().await?;
+    Ok(())
 }
 
 /// What all connections of one listener share.
@@ -108,22 +161,39 @@ struct Connection {
     id: u64,
     remote: SocketAddr,
     requests: AtomicU64,
+    is_tls: bool,
     socket: std::net::TcpStream,
 }
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-async fn serve_connection(stream: TcpStream, remote: SocketAddr, instance: Arc<Instance>) -> anyhow::Result<()> {
+async fn serve_connection(
+    stream: TcpStream,
+    remote: SocketAddr,
+    instance: Arc<Instance>,
+    tls: Option<TlsAcceptor>,
+) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let stream = stream.into_std()?;
     let connection = Arc::new(Connection {
         id: instance.connections.fetch_add(1, Ordering::Relaxed) + 1,
         remote,
         requests: AtomicU64::new(0),
+        is_tls: tls.is_some(),
         socket: stream.try_clone()?,
     });
     let stream = TcpStream::from_std(stream)?;
+    match tls {
+        Some(tls) => serve_http(tls.accept(stream).await?, instance, connection).await,
+        None => serve_http(stream, instance, connection).await,
+    }
+}
 
+async fn serve_http(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    instance: Arc<Instance>,
+    connection: Arc<Connection>,
+) -> anyhow::Result<()> {
     let service = service_fn(move |request| answer(request, instance.clone(), connection.clone()));
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).half_close(true);
@@ -279,10 +349,10 @@ impl Instance {
 }
 
 /// Writes an interim response past the HTTP library, which can't send one. Between two requests of a connection it has
-/// nothing of its own to write, so the bytes stand where they belong. Over HTTP/2 there is no such gap: refused.
+/// nothing of its own to write, so the bytes stand where they belong. Over HTTP/2 and TLS there is no such gap: refused.
 fn inform(connection: &Connection, version: http::Version, code: StatusCode) -> io::Result<()> {
-    if version == http::Version::HTTP_2 {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "interim responses are for HTTP/1.1 here"));
+    if version == http::Version::HTTP_2 || connection.is_tls {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "interim responses are for plaintext HTTP/1.1 here"));
     }
     let reason = code.canonical_reason().unwrap_or("Unknown");
     let head = format!("HTTP/1.1 {} {reason}\r\nlink: </style.css>; rel=preload\r\n\r\n", code.as_u16());

@@ -13,7 +13,13 @@ use crate::harness::process;
 async fn echo() -> Gateway {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let options = gateway::echo::EchoOptions { bind: Vec::new(), name: "echo".to_owned(), version: "v1".to_owned() };
+    let options = gateway::echo::EchoOptions {
+        bind: Vec::new(),
+        name: "echo".to_owned(),
+        version: "v1".to_owned(),
+        tcp: Vec::new(),
+        tls: None,
+    };
     tokio::spawn(gateway::echo::serve(listener, options));
     let mesh = Mesh::new().http("echo.test", &[address]).http2("echo2.test", &[address]);
     mesh.route("a.com", "echo.test").route("h2.com", "echo2.test").start().await

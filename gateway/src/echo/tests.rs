@@ -12,7 +12,8 @@ use super::*;
 async fn start() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let options = EchoOptions { bind: Vec::new(), name: "shop".to_owned(), version: "v2".to_owned() };
+    let options =
+        EchoOptions { bind: Vec::new(), name: "shop".to_owned(), version: "v2".to_owned(), tcp: Vec::new(), tls: None };
     tokio::spawn(serve(listener, options));
     address
 }
@@ -124,4 +125,63 @@ async fn grpc_messages_come_back_with_status_in_trailers() {
     let mut body = response.await.unwrap().into_body();
     assert_eq!(body.data().await.unwrap().unwrap(), message);
     assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "0");
+}
+
+/// Writes a certificate for `localhost` and trusts it.
+fn certificate(directory: &std::path::Path) -> tokio_rustls::TlsConnector {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(directory.join("tls.crt"), cert.pem()).unwrap();
+    std::fs::write(directory.join("tls.key"), signing_key.serialize_pem()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config).into()
+}
+
+#[tokio::test]
+async fn raw_bytes_come_back_until_the_client_ends_its_side() {
+    let directory = tempfile::tempdir().unwrap();
+    let connector = certificate(directory.path());
+    for tls in [None, Some(tls::acceptor(directory.path()).unwrap())] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let speaks_tls = tls.is_some();
+        tokio::spawn(serve_tcp(listener, tls));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut answer = String::new();
+        if speaks_tls {
+            let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+            stream.write_all(b"hello").await.unwrap();
+            stream.shutdown().await.unwrap();
+            stream.read_to_string(&mut answer).await.unwrap();
+        } else {
+            stream.write_all(b"hello").await.unwrap();
+            stream.shutdown().await.unwrap();
+            stream.read_to_string(&mut answer).await.unwrap();
+        }
+        assert_eq!(answer, "hello");
+    }
+}
+
+#[tokio::test]
+async fn requests_are_answered_over_tls() {
+    let directory = tempfile::tempdir().unwrap();
+    let connector = certificate(directory.path());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let options =
+        EchoOptions { bind: Vec::new(), name: "shop".to_owned(), version: "v2".to_owned(), tcp: Vec::new(), tls: None };
+    tokio::spawn(serve_with(listener, options, Some(tls::acceptor(directory.path()).unwrap())));
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\"name\":\"shop\""), "{answer}");
 }

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod drain;
+mod facts;
 mod keys;
 
 mod modes;

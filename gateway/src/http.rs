@@ -22,6 +22,7 @@ pub mod violations;
 
 use std::cell::{OnceCell, RefCell};
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -62,7 +63,9 @@ const SNIFF_TIMEOUT: Duration = Duration::from_secs(3600);
 /// or its drain does.
 pub async fn serve(worker: Rc<Worker>, downstream: Downstream, chain: Arc<Chain>) {
     let drain = downstream.drain.clone();
-    drain.until_closing(serve_connection(worker, downstream, chain)).await;
+    // Pinned here: a future that is handed on by value takes its room twice.
+    let serving = pin!(serve_connection(worker, downstream, chain));
+    drain.until_closing(serving).await;
 }
 
 async fn serve_connection(worker: Rc<Worker>, downstream: Downstream, chain: Arc<Chain>) {

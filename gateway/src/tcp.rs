@@ -7,8 +7,11 @@
 mod relay;
 
 use std::borrow::Cow;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use config::snapshot::cluster::ClusterName;
 use config::snapshot::listener::{TcpChain, TcpDestination};
@@ -30,7 +33,9 @@ use relay::{End, Relay, Side};
 pub async fn serve(worker: Rc<Worker>, downstream: Downstream, chain: Arc<TcpChain>) {
     let Downstream { transport, facts, drain, .. } = downstream;
     let mut session = Session { worker, facts: Facts::of_connection(facts), counts: None };
-    drain.until_closing(session.run(transport, &chain)).await;
+    // Pinned here: a future that is handed on by value takes its room twice.
+    let running = pin!(session.run(transport, &chain));
+    drain.until_closing(running).await;
 }
 
 /// Logs a connection that no filter chain wants; it is the caller's to reset it. `failure` is what is wrong with the
@@ -61,19 +66,24 @@ enum Refused {
 
 impl Session {
     async fn run(&mut self, mut downstream: Transport, chain: &TcpChain) {
-        let served = self.connect_and_relay(&mut downstream, chain);
-        match chain.max_connection_duration {
-            Some(limit) => {
-                if tokio::time::timeout(limit, served).await.is_err() {
-                    self.facts.flags.set(Flag::DT);
-                }
-            }
-            None => served.await,
+        let mut lifetime = chain.max_connection_duration.map(|limit| Box::pin(tokio::time::sleep(limit)));
+        let is_over = {
+            let mut serving = pin!(self.connect_and_relay(&mut downstream, chain));
+            poll_fn(|cx| match (serving.as_mut().poll(cx), &mut lifetime) {
+                (Poll::Ready(()), _) => Poll::Ready(false),
+                (Poll::Pending, Some(lifetime)) => lifetime.as_mut().poll(cx).map(|()| true),
+                (Poll::Pending, None) => Poll::Pending,
+            })
+            .await
+        };
+        if is_over {
+            self.facts.flags.set(Flag::DT);
         }
     }
 
     async fn connect_and_relay(&mut self, downstream: &mut Transport, chain: &TcpChain) {
-        match self.connect(chain).await {
+        // On the heap: most of the time there is nothing to connect any more.
+        match Box::pin(self.connect(chain)).await {
             Ok((mut upstream, _permit)) => self.relay(downstream, &mut upstream, chain).await,
             Err(Refused::Close) => {}
             Err(Refused::Reset) => downstream.reset_on_close(),
@@ -127,7 +137,7 @@ impl Session {
         self.counts = self.worker.gateway.telemetry.metrics.tcp.open(&self.facts);
         let mut idle = chain.idle_timeout.map(Idle::new);
         let mut relay = Relay::default();
-        let end = std::future::poll_fn(|cx| {
+        let end = poll_fn(|cx| {
             let end = relay.poll(cx, downstream, upstream);
             if self.note_bytes(&relay)
                 && let Some(idle) = &mut idle

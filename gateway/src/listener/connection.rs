@@ -78,7 +78,8 @@ pub(super) async fn serve(worker: Rc<Worker>, acceptor: Arc<Acceptor>, mut socke
     let facts = client.facts(&worker, acceptor.key.port, tls.map(Arc::new), server_name);
     let downstream = Downstream { transport, listener: acceptor.key.clone(), facts, drain: chain.drain.clone() };
     match &chain.config.handler {
-        Handler::Http(_) => http::serve(worker, downstream, chain).await,
+        // On the heap: connections of raw TCP need no room for it.
+        Handler::Http(_) => Box::pin(http::serve(worker, downstream, chain)).await,
         Handler::Tcp(tcp) => {
             let tcp = Arc::clone(tcp);
             drop(chain);

@@ -563,3 +563,31 @@ async fn mirrors_and_retries_speak_tls_too() {
     .await;
     assert_eq!(tries, 3);
 }
+
+/// A connection from the time before TLS is not for requests that must be encrypted, not even while the secret is missing.
+#[tokio::test]
+async fn connections_in_plaintext_are_not_used_for_a_cluster_that_waits_for_its_secret() {
+    for http2 in [false, true] {
+        let upstream = if http2 { Upstream::h2(h2_ok).await } else { Upstream::ok().await };
+        let mesh = if http2 {
+            Mesh::new().http2("be.test", &[upstream.address()])
+        } else {
+            Mesh::new().http("be.test", &[upstream.address()])
+        };
+        let mesh = mesh.route("any.test", "be.test");
+        // One worker, so that there is one pool.
+        let gateway = mesh.builder().workers(1).start().await.unwrap();
+        let mut client = Http1::connect(gateway.address(80)).await;
+        assert_eq!(client.get("any.test", "/").await.status, 200);
+        upstream.take();
+        let generation = gateway.generation().await;
+        let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: tls, namespace: istio-system}\n\
+                    spec: {host: be.test, trafficPolicy: {tls: {mode: SIMPLE, credentialName: absent}}}\n";
+        gateway.write("tls.yaml", rule).await;
+        gateway.reloaded_since(generation).await;
+        for _ in 0..3 {
+            assert_eq!(client.get("any.test", "/").await.status, 503);
+        }
+        assert!(upstream.take().is_empty());
+    }
+}

@@ -14,6 +14,9 @@ use crate::response::Reset;
 use crate::stream::{Socket, Transport};
 use crate::tls::client::Application;
 
+/// What Envoy says while it waits for a secret.
+pub(super) const NO_SECRET: &str = "TLS_error:_Secret_is_not_supplied_by_SDS";
+
 /// Connects to `address` and shakes hands, if the cluster has TLS, within the cluster's connect timeout. `server_name`
 /// is what [`Client::server_name`](crate::tls::client::Client::server_name) has made of the request.
 ///
@@ -29,8 +32,7 @@ pub async fn connect(
         let client = match &cluster.tls {
             ClusterTls::None => None,
             ClusterTls::Available(client) => Some(client),
-            // As Envoy answers while it waits for a secret.
-            ClusterTls::Unavailable(_) => return Err(Cow::Borrowed("TLS_error:_Secret_is_not_supplied_by_SDS")),
+            ClusterTls::Unavailable(_) => return Err(Cow::Borrowed(NO_SECRET)),
         };
         let mut socket = open(&cluster.config, address).await.map_err(|error| transport_reason(&error))?;
         let Some(client) = client else { return Ok(Transport::from(socket)) };

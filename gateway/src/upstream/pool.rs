@@ -1,5 +1,6 @@
 //! Upstream connections of one worker, by cluster, endpoint, protocol and TLS.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
@@ -11,7 +12,7 @@ use ahash::AHashMap;
 use config::snapshot::cluster::ClusterName;
 use tokio::sync::Notify;
 
-use super::cluster::{Address, Cluster};
+use super::cluster::{Address, Cluster, ClusterTls};
 use super::{Stream, connection, h1, h2};
 use crate::response::Reset;
 use crate::state::State;
@@ -95,8 +96,12 @@ impl Pools {
     /// A stream for one request, on a pooled connection or a new one.
     ///
     /// # Errors
-    /// The connect failed or took too long, or a limit of the cluster is reached.
+    /// The connect failed or took too long, a limit of the cluster is reached, or its TLS has no usable credential: then
+    /// a connection from before, in plaintext, must not be used either.
     pub async fn acquire(&self, cluster: &Arc<Cluster>, key: &Key, http2: bool) -> Result<Stream, Reset> {
+        if let ClusterTls::Unavailable(_) = cluster.tls {
+            return Err(Reset::ConnectionFailure(Cow::Borrowed(connection::NO_SECRET)));
+        }
         if http2 { self.acquire_h2(key, cluster).await } else { self.acquire_h1(key, cluster).await }
     }
 
@@ -277,7 +282,8 @@ fn serving<'s>(state: &'s State, key: &Key) -> Option<&'s Arc<Cluster>> {
     let cluster = state.clusters.get(&key.cluster)?;
     let same_tls = is_same(cluster.tls.client(), key.tls.as_ref().map(|tls| &tls.client));
     let same_endpoint = || cluster.endpoints().endpoints.iter().any(|endpoint| endpoint.address == key.address);
-    (same_tls && same_endpoint()).then_some(cluster)
+    let has_tls = !matches!(cluster.tls, ClusterTls::Unavailable(_));
+    (has_tls && same_tls && same_endpoint()).then_some(cluster)
 }
 
 async fn begin_h2(connection: &h2::Connection) -> Result<Stream, Reset> {

@@ -32,7 +32,8 @@ pub struct Certificate {
     spki_sha256: [u8; 32],
 }
 
-/// One entry of a certificate's SubjectAltName. Kinds that nothing compares with are left out.
+/// One entry of a certificate's SubjectAltName. Kinds that nothing compares with are left out, and so is text with a
+/// blank, a control byte or anything beyond ASCII: it is no name, and must get into no header and no log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubjectAltName {
     /// A host name, perhaps with a wildcard.
@@ -289,15 +290,20 @@ fn subject_alt_names(certificate: &X509Certificate<'_>) -> Box<[SubjectAltName]>
         let ParsedExtension::SubjectAlternativeName(list) = extension.parsed_extension() else { continue };
         for name in &list.general_names {
             names.extend(match name {
-                GeneralName::DNSName(name) => Some(SubjectAltName::Dns((*name).into())),
-                GeneralName::URI(uri) => Some(SubjectAltName::Uri((*uri).into())),
-                GeneralName::RFC822Name(address) => Some(SubjectAltName::Email((*address).into())),
+                GeneralName::DNSName(name) => visible(name).map(SubjectAltName::Dns),
+                GeneralName::URI(uri) => visible(uri).map(SubjectAltName::Uri),
+                GeneralName::RFC822Name(address) => visible(address).map(SubjectAltName::Email),
                 GeneralName::IPAddress(bytes) => address(bytes).map(SubjectAltName::Ip),
                 _ => None,
             });
         }
     }
     names.into_boxed_slice()
+}
+
+/// x509-parser takes any UTF-8, ends of lines as well.
+fn visible(text: &str) -> Option<Box<str>> {
+    text.bytes().all(|byte| byte.is_ascii_graphic()).then(|| text.into())
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -416,6 +422,31 @@ mod tests {
         assert!(certificate.xfcc_element(None).ends_with("%0A\";Subject=\"CN=no san,O=O\";URI="));
         let (certificate, _) = super::tests::certificate(|_| {});
         assert!(certificate.xfcc_element(None).ends_with("%0A\";Subject=\"\";URI="));
+    }
+
+    #[test]
+    fn text_that_is_no_name_is_left_out() {
+        let odd = ["x\r\nx-evil: 1", "x\ny", "x\ry", "x\0y", "x y", "x\ty", "x\x7fy"];
+        let (certificate, _) = certificate(|parameters| {
+            parameters.distinguished_name.push(DnType::CommonName, "a\r\nx-evil: 1\0");
+            for text in odd {
+                let email = SanType::Rfc822Name(text.try_into().unwrap());
+                parameters.subject_alt_names.extend([dns(text), uri(text), email]);
+            }
+            parameters.subject_alt_names.extend([dns("a.example.com"), uri("spiffe://td/caf!")]);
+        });
+        let names: Vec<String> = certificate.subject_alt_names().iter().map(SubjectAltName::to_string).collect();
+        assert_eq!(names, ["a.example.com", "spiffe://td/caf!"]);
+        let element = certificate.xfcc_element(None);
+        let end = "Subject=\"CN=a\\0D\\0Ax-evil: 1\\00\";URI=spiffe://td/caf!;DNS=a.example.com";
+        assert!(element.ends_with(end), "{element}");
+        assert!(!element.bytes().any(|byte| byte < b' ' || byte > b'~'));
+
+        // UTF-8, of the same length.
+        let mut der = certificate.der().to_vec();
+        let place = der.windows(2).position(|bytes| bytes == b"f!").unwrap();
+        der[place..place + 2].copy_from_slice("é".as_bytes());
+        assert_eq!(Certificate::parse(&der).unwrap().uris().count(), 0);
     }
 
     #[test]

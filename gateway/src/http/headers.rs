@@ -118,6 +118,8 @@ impl Headers {
     /// there is none.
     pub fn set(&mut self, name: &'static str, value: impl Into<Bytes>) {
         let (name, value) = (Bytes::from_static(name.as_bytes()), value.into());
+        // What the gateway puts together itself must not end the line.
+        debug_assert!(!value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)), "{name:?}: {value:?}");
         let Some(first) = self.lines.iter().position(|line| line.name == name) else {
             self.append(name, value);
             return;

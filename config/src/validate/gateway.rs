@@ -123,6 +123,7 @@ fn has_credentials(tls: &ServerTlsSettings) -> bool {
         || !tls.credential_name.is_empty()
         || !tls.credential_names.is_empty()
         || !tls.ca_certificates.is_empty()
+        || !tls.ca_cert_credential_name.is_empty()
 }
 
 /// `[namespace/]name`.

@@ -68,6 +68,8 @@ fn rules_of_gateways() {
             &["E servers[0].tls"],
         ),
         (format!("{{{https}, tls: {{mode: ISTIO_MUTUAL, credentialName: a}}}}"), &["E servers[0].tls"]),
+        (format!("{{{https}, tls: {{mode: ISTIO_MUTUAL, caCertCredentialName: a}}}}"), &["E servers[0].tls"]),
+        (format!("{{{https}, tls: {{caCertCredentialName: a}}}}"), &["W servers[0].tls"]),
         (
             format!("{{{https}, tls: {{mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_1}}}}"),
             &["W servers[0].tls.minProtocolVersion"],

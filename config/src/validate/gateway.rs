@@ -105,6 +105,9 @@ fn server(path: &str, server: &Server, findings: &mut Findings) {
                 .error(format!("{path}.tls"), format!("a server of protocol {} can't have `tls`", port.protocol))
                 .help("use protocol TLS");
         }
+        (Class::Http, Some(tls)) => {
+            unused(&format!("{path}.tls"), tls, "has no effect on a server of plain HTTP", findings);
+        }
         (Class::Tls, Some(settings)) => {
             self::tls(&format!("{path}.tls"), settings, findings);
             if settings.https_redirect {
@@ -124,6 +127,44 @@ fn has_credentials(tls: &ServerTlsSettings) -> bool {
         || !tls.credential_names.is_empty()
         || !tls.ca_certificates.is_empty()
         || !tls.ca_cert_credential_name.is_empty()
+}
+
+/// Names what says how to terminate TLS, where none is; without the credentials.
+fn unused(path: &str, tls: &ServerTlsSettings, message: &str, findings: &mut Findings) {
+    let ServerTlsSettings {
+        https_redirect: _,
+        mode: _,
+        server_certificate: _,
+        private_key: _,
+        ca_certificates: _,
+        ca_crl,
+        tls_certificates: _,
+        credential_name: _,
+        credential_names: _,
+        ca_cert_credential_name: _,
+        subject_alt_names,
+        verify_certificate_spki,
+        verify_certificate_hash,
+        min_protocol_version,
+        max_protocol_version,
+        cipher_suites,
+        ecdh_curves,
+        insecure_skip_verify,
+    } = tls;
+    let fields = [
+        ("caCrl", !ca_crl.is_empty()),
+        ("subjectAltNames", !subject_alt_names.is_empty()),
+        ("verifyCertificateSpki", !verify_certificate_spki.is_empty()),
+        ("verifyCertificateHash", !verify_certificate_hash.is_empty()),
+        ("minProtocolVersion", *min_protocol_version != TlsProtocol::Auto),
+        ("maxProtocolVersion", *max_protocol_version != TlsProtocol::Auto),
+        ("cipherSuites", !cipher_suites.is_empty()),
+        ("ecdhCurves", !ecdh_curves.is_empty()),
+        ("insecureSkipVerify", insecure_skip_verify.unwrap_or(false)),
+    ];
+    for (field, _) in fields.into_iter().filter(|(_, is_set)| *is_set) {
+        findings.warning(format!("{path}.{field}"), message);
+    }
 }
 
 /// `[namespace/]name`.
@@ -178,6 +219,7 @@ fn tls(path: &str, tls: &ServerTlsSettings, findings: &mut Findings) {
             let help = "set `mode` (SIMPLE, MUTUAL ...), whose default is PASSTHROUGH";
             findings.warning(path, "certificates are not used, because TLS is passed through").help(help);
         }
+        unused(path, tls, "has no effect, because TLS is passed through", findings);
         return;
     }
     if tls.tls_certificates.len() > 2 {

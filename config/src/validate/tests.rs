@@ -126,6 +126,30 @@ fn rules_of_gateways() {
         (format!("{{{https}, tls: {{mode: PASSTHROUGH, httpsRedirect: true}}}}"), &["W servers[0].tls.httpsRedirect"]),
         ("{hosts: ['*'], port: {number: 80, name: a, protocol: HTTP}, tls: {httpsRedirect: true}}".into(), &[]),
         (
+            "{hosts: ['*'], port: {number: 80, name: a, protocol: HTTP}, \
+             tls: {httpsRedirect: true, minProtocolVersion: TLSV1_3}}"
+                .into(),
+            &["W servers[0].tls.minProtocolVersion"],
+        ),
+        (
+            format!(
+                "{{{https}, tls: {{caCrl: a, subjectAltNames: [a], verifyCertificateSpki: [a], \
+                 verifyCertificateHash: [a], minProtocolVersion: TLSV1_2, maxProtocolVersion: TLSV1_3, \
+                 cipherSuites: [ALL], ecdhCurves: [X25519], insecureSkipVerify: true}}}}"
+            ),
+            &[
+                "W servers[0].tls.caCrl",
+                "W servers[0].tls.subjectAltNames",
+                "W servers[0].tls.verifyCertificateSpki",
+                "W servers[0].tls.verifyCertificateHash",
+                "W servers[0].tls.minProtocolVersion",
+                "W servers[0].tls.maxProtocolVersion",
+                "W servers[0].tls.cipherSuites",
+                "W servers[0].tls.ecdhCurves",
+                "W servers[0].tls.insecureSkipVerify",
+            ],
+        ),
+        (
             "{hosts: ['*'], port: {number: 80, name: a, protocol: HTTP}, tls: {mode: SIMPLE, credentialName: a}}"
                 .into(),
             &["E servers[0].tls"],

@@ -49,16 +49,18 @@ pub(super) fn server(
             credentials.note(Wanted::Certificate(CertificateSource::Workload), "mode");
             credentials.note(Wanted::Ca(ca.clone()), if ca_crl.is_empty() { "mode" } else { "caCrl" });
             credentials.warn_about_pins(settings);
+            let mut trust = PeerTrust {
+                ca,
+                subject_alt_names: subject_alt_names.clone(),
+                spki_pins: Vec::new(),
+                certificate_hashes: Vec::new(),
+                skip_verification: insecure_skip_verify.unwrap_or(false),
+            };
+            credentials.drop_unchecked(&mut trust);
             return ServerTls {
                 mode: ServerMode::IstioMutual,
                 certificates: vec![CertificateSource::Workload],
-                client: ClientAuthentication::Required(PeerTrust {
-                    ca,
-                    subject_alt_names: subject_alt_names.clone(),
-                    spki_pins: Vec::new(),
-                    certificate_hashes: Vec::new(),
-                    skip_verification: insecure_skip_verify.unwrap_or(false),
-                }),
+                client: ClientAuthentication::Required(trust),
                 // Neither the server's nor the mesh's settings count.
                 parameters: TlsParameters::default(),
                 alpn: if context.is_https { ALPN } else { ISTIO_MUTUAL_ALPN },
@@ -208,6 +210,7 @@ impl Credentials<'_> {
                 let message = "has an effect only next to `credentialName`: `caCertificates` counts here";
                 self.report.warning(Code::Ignored, self.field.name("caCertCredentialName"), message);
             }
+            self.drop_unchecked(&mut trust);
             return trust;
         }
         if !ca_crl.is_empty() {
@@ -226,7 +229,25 @@ impl Credentials<'_> {
             // A Gateway with such a pin is not accepted in the first place.
             _ => trust.ca = CaSource::Unusable("a pin of a client certificate can't be read".into()),
         }
+        self.drop_unchecked(&mut trust);
         trust
+    }
+
+    /// Without verification no list counts.
+    fn drop_unchecked(&mut self, trust: &mut PeerTrust) {
+        let PeerTrust { ca: _, subject_alt_names, spki_pins, certificate_hashes, skip_verification } = trust;
+        if !*skip_verification {
+            return;
+        }
+        let lists = [
+            ("subjectAltNames", !std::mem::take(subject_alt_names).is_empty()),
+            ("verifyCertificateSpki", !std::mem::take(spki_pins).is_empty()),
+            ("verifyCertificateHash", !std::mem::take(certificate_hashes).is_empty()),
+        ];
+        for (name, _) in lists.into_iter().filter(|(_, is_set)| *is_set) {
+            let message = "is not checked, because `insecureSkipVerify` takes any certificate";
+            self.report.warning(Code::Ignored, self.field.name(name), message);
+        }
     }
 
     fn warn_about_pins(&mut self, settings: &ServerTlsSettings) {

@@ -502,16 +502,22 @@ fn client_certificates() {
         ),
         (
             format!(
-                "mode: MUTUAL, credentialName: web, subjectAltNames: [a, b], insecureSkipVerify: true, \
+                "mode: MUTUAL, credentialName: web, subjectAltNames: [a, b], \
                  verifyCertificateSpki: ['{pin}'], verifyCertificateHash: ['{hash}']"
             ),
             ClientAuthentication::Required(PeerTrust {
                 subject_alt_names: vec!["a".to_owned(), "b".to_owned()],
                 spki_pins: vec![[0; 32]],
                 certificate_hashes: vec![[0; 32]],
-                skip_verification: true,
                 ..credential()
             }),
+        ),
+        (
+            format!(
+                "mode: MUTUAL, credentialName: web, insecureSkipVerify: true, subjectAltNames: [a], \
+                 verifyCertificateSpki: ['{pin}'], verifyCertificateHash: ['{hash}']"
+            ),
+            ClientAuthentication::Required(PeerTrust { skip_verification: true, ..credential() }),
         ),
         // Only next to a credential's name do pins count.
         (
@@ -540,6 +546,15 @@ fn ignored_settings_of_servers() {
         ("mode: SIMPLE, credentialName: web, caCertCredentialName: ca".to_owned(), "caCertCredentialName"),
         (format!("mode: SIMPLE, credentialName: web, verifyCertificateSpki: ['{pin}']"), "verifyCertificateSpki"),
         (format!("mode: ISTIO_MUTUAL, verifyCertificateSpki: ['{pin}']"), "verifyCertificateSpki"),
+        (
+            "mode: MUTUAL, credentialName: web, insecureSkipVerify: true, subjectAltNames: [a]".to_owned(),
+            "subjectAltNames",
+        ),
+        ("mode: ISTIO_MUTUAL, insecureSkipVerify: true, subjectAltNames: [a]".to_owned(), "subjectAltNames"),
+        (
+            format!("mode: MUTUAL, credentialName: web, insecureSkipVerify: true, verifyCertificateSpki: ['{pin}']"),
+            "verifyCertificateSpki",
+        ),
     ] {
         let yaml = gateway("gw", "web", &server(443, "HTTPS", "['*']", &format!(", tls: {{{fields}}}")));
         let found = findings(&compiled(&yaml), Severity::Warning);

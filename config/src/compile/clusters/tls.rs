@@ -184,6 +184,9 @@ pub(super) fn report(settings: &ClientTlsSettings, field: &Field<'_>, namespace:
             let message = "has no effect with ISTIO_MUTUAL, which uses the workload's identity";
             report.warning(Code::Ignored, field.name(name), message);
         }
+    } else if skips(settings, mode) && !ca_crl.is_empty() {
+        let message = "has no effect with `insecureSkipVerify`, in Istio neither: any certificate is accepted";
+        report.warning(Code::Ignored, field.name("caCrl"), message);
     } else if !credential_name.is_empty() && !ca_crl.is_empty() {
         let help = "put the CRL into the Secret of the CA, as `ca.crl`".to_owned();
         let message = "has no effect with `credentialName`, in Istio neither: revoked certificates are accepted";

@@ -237,6 +237,21 @@ fn credentials_are_named() {
     );
 }
 
+/// A CRL that can't count is named.
+#[test]
+fn ignored_lists_of_revoked_certificates() {
+    for tls in [
+        "mode: SIMPLE, insecureSkipVerify: true, caCrl: /crl",
+        "mode: MUTUAL, insecureSkipVerify: true, credentialName: c, caCrl: /crl",
+        "mode: SIMPLE, credentialName: c, caCrl: /crl",
+        "mode: ISTIO_MUTUAL, caCrl: /crl",
+    ] {
+        let found = findings(&compiled(&yaml("", &format!("trafficPolicy: {{tls: {{{tls}}}}}"))), Severity::Warning);
+        let expected = "GW0102 spec.trafficPolicy.tls.caCrl: ";
+        assert!(matches!(found.as_slice(), [one] if one.starts_with(expected)), "{tls}: {found:?}");
+    }
+}
+
 /// Raw TCP names no host to send; endpoints that want mutual TLS don't get it by themselves.
 #[test]
 fn warnings() {

@@ -268,6 +268,7 @@ impl Credentials<'_> {
             ("subjectAltNames", !settings.subject_alt_names.is_empty()),
             ("caCertificates", !settings.ca_certificates.is_empty()),
             ("caCertCredentialName", !settings.ca_cert_credential_name.is_empty()),
+            ("caCrl", !settings.ca_crl.is_empty()),
             ("insecureSkipVerify", settings.insecure_skip_verify.unwrap_or(false)),
         ];
         for (name, _) in unused.into_iter().filter(|(_, is_set)| *is_set) {

@@ -542,6 +542,7 @@ fn ignored_settings_of_servers() {
     let pin = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     for (fields, expected) in [
         ("mode: MUTUAL, credentialName: web, caCrl: /crl".to_owned(), "caCrl"),
+        ("mode: SIMPLE, credentialName: web, caCrl: /crl".to_owned(), "caCrl"),
         ("mode: SIMPLE, serverCertificate: /c, privateKey: /k, subjectAltNames: [a]".to_owned(), "subjectAltNames"),
         ("mode: SIMPLE, credentialName: web, caCertCredentialName: ca".to_owned(), "caCertCredentialName"),
         (format!("mode: SIMPLE, credentialName: web, verifyCertificateSpki: ['{pin}']"), "verifyCertificateSpki"),

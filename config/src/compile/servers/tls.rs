@@ -76,7 +76,15 @@ pub(super) fn server(
             ClientAuthentication::None
         }
     };
-    ServerTls { mode, certificates, client, parameters: parameters(settings, context.defaults), alpn: ALPN }
+    let parameters = parameters(settings, context.defaults);
+    let is_own = settings.min_protocol_version != TlsProtocol::Auto;
+    if !is_own && parameters.max >= TlsVersion::V1_2 && parameters.min > parameters.max {
+        let help = "set `minProtocolVersion`, too".to_owned();
+        let message = "is below the mesh's `tlsDefaults.minProtocolVersion`: no client can connect";
+        let max = field.name("maxProtocolVersion");
+        credentials.report.add(Severity::Warning, Code::SchemaWarning, max, message, Some(help));
+    }
+    ServerTls { mode, certificates, client, parameters, alpn: ALPN }
 }
 
 /// The server's settings before the mesh's. What can't be offered has been reported when they were validated.

@@ -586,6 +586,19 @@ fn parameters_of_servers() {
     assert_eq!(with("", simple), standard);
     assert_eq!(with(mesh, simple), of_mesh);
     assert_eq!(with(mesh, "mode: ISTIO_MUTUAL"), standard);
+    // A maximum below the mesh's minimum leaves no version.
+    for (fields, is_void) in [
+        ("maxProtocolVersion: TLSV1_2", true),
+        ("maxProtocolVersion: TLSV1_3", false),
+        ("minProtocolVersion: TLSV1_2, maxProtocolVersion: TLSV1_2", false),
+    ] {
+        let tls = format!(", tls: {{{simple}, {fields}}}");
+        let yaml = gateway("gw", "web", &server(443, "HTTPS", "['*']", &tls)) + mesh;
+        let found = findings(&compiled(&yaml), Severity::Warning);
+        assert_eq!(found.len(), usize::from(is_void), "{fields}: {found:?}");
+        let path = "IST0133 spec.servers[0].tls.maxProtocolVersion: ";
+        assert!(found.iter().all(|found| found.starts_with(path)), "{fields}: {found:?}");
+    }
     let own = format!(
         "{simple}, minProtocolVersion: TLSV1_1, maxProtocolVersion: TLSV1_2, \
          cipherSuites: [AES128-SHA, ECDHE-ECDSA-AES128-GCM-SHA256, nonsense], ecdhCurves: [P-224, X25519]"

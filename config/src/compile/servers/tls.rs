@@ -87,22 +87,21 @@ pub(super) fn server(
     ServerTls { mode, certificates, client, parameters, alpn: ALPN }
 }
 
-/// The server's settings before the mesh's. What can't be offered has been reported when they were validated.
+/// The server's settings before the mesh's, which also replace a list of which nothing is left. What can't be offered
+/// has been reported when they were validated.
 fn parameters(settings: &ServerTlsSettings, defaults: &TlsDefaults) -> TlsParameters {
     let ServerTlsSettings { min_protocol_version, max_protocol_version, cipher_suites, ecdh_curves, .. } = settings;
     let standard = TlsParameters::default();
     TlsParameters {
         min: version(*min_protocol_version).or(defaults.min).unwrap_or(standard.min),
         max: version(*max_protocol_version).unwrap_or(standard.max),
-        cipher_suites: match cipher_suites.as_slice() {
-            [] => defaults.cipher_suites.clone(),
-            names => tls_lists::cipher_suites(names).items,
-        },
-        groups: match ecdh_curves.as_slice() {
-            [] => defaults.groups.clone(),
-            names => tls_lists::groups(names).items,
-        },
+        cipher_suites: own_or(tls_lists::cipher_suites(cipher_suites).items, &defaults.cipher_suites),
+        groups: own_or(tls_lists::groups(ecdh_curves).items, &defaults.groups),
     }
+}
+
+fn own_or<T: Clone>(own: Vec<T>, default: &[T]) -> Vec<T> {
+    if own.is_empty() { default.to_vec() } else { own }
 }
 
 fn version(version: TlsProtocol) -> Option<TlsVersion> {

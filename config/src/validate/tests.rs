@@ -211,6 +211,11 @@ fn rules_of_virtual_services() {
             "hosts: [a.b], tcp: [{route: [{destination: {host: x}, weight: -1}, {weight: 2}]}]".into(),
             &["E tcp[0].route[1].destination", "E tcp[0].route[0].weight"],
         ),
+        ("hosts: [a.b], tcp: [{route: [{destination: {host: x}, weight: -1}]}]".into(), &["E tcp[0].route[0].weight"]),
+        (
+            "hosts: [a.b], tcp: [{route: [{destination: {host: x}}, {destination: {host: y}}]}]".into(),
+            &["E tcp[0].route"],
+        ),
         (
             "hosts: [a.b], tcp: [{match: [{destinationSubnets: [10.0.0.0/8, x]}], route: [{destination: {host: x}}]}]"
                 .into(),

@@ -8,7 +8,7 @@ mod tables;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 
 use super::clusters;
 use super::options::Options;
@@ -152,10 +152,10 @@ impl<'a> PortChains<'a, '_> {
         let name: Arc<str> = table_name(self.bind, self.port).into();
         let routes = self.tables.table(&name, self.port, servers);
         let mut gateways: Vec<ResourceName> = Vec::new();
+        let mut known = AHashSet::new();
         for (server, _) in servers {
-            let gateway = server.gateway.name();
-            if !gateways.contains(&gateway) {
-                gateways.push(gateway);
+            if known.insert(&server.gateway_name) {
+                gateways.push(server.gateway.name());
             }
         }
         self.push(Draft {

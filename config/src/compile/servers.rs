@@ -401,13 +401,14 @@ impl Reader<'_> {
         };
         let tls = tls::server(settings, &context, &field.name("tls"), credentials, report);
         let mut server_names: Vec<Arc<str>> = Vec::with_capacity(hosts.len());
+        let mut known = AHashSet::with_capacity(hosts.len());
         for host in hosts {
             if host.name() == "*" {
                 server_names.clear();
                 break;
             }
             let name: Arc<str> = host.name().to_ascii_lowercase().into();
-            if !server_names.contains(&name) {
+            if known.insert(Arc::clone(&name)) {
                 server_names.push(name);
             }
         }

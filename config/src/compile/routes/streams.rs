@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use ahash::AHashSet;
+
 use super::super::host::resolve_gateway;
 use super::super::report::{Field, Report};
 use super::super::servers::Rules;
@@ -85,9 +87,10 @@ impl Translation<'_> {
                     continue;
                 }
                 let mut server_names: Vec<Arc<str>> = Vec::with_capacity(sni_hosts.len());
+                let mut known = AHashSet::with_capacity(sni_hosts.len());
                 for host in sni_hosts {
                     let name: Arc<str> = host.to_ascii_lowercase().into();
-                    if !server_names.contains(&name) {
+                    if known.insert(Arc::clone(&name)) {
                         server_names.push(name);
                     }
                 }

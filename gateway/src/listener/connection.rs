@@ -24,7 +24,7 @@ use crate::request::{Begun, ConnectionFacts, TlsFacts};
 use crate::stream::{Probation, Socket, Transport};
 use crate::tcp;
 use crate::telemetry::metrics::HandshakeFailure;
-use crate::tls::hello::{ClientHello, MAX_BYTES, NoHello};
+use crate::tls::hello::{Arriving, ClientHello, MAX_BYTES, NoHello};
 use crate::tls::server::Server;
 use crate::worker::Worker;
 
@@ -176,8 +176,9 @@ async fn admit(worker: &Worker, chains: &Chains, client: &Client, mut socket: So
 
 /// Waits for a whole ClientHello, or for bytes that can't become one.
 async fn read_hello(socket: &mut Socket) -> io::Result<Result<ClientHello, NoHello>> {
+    let mut arriving = Arriving::default();
     loop {
-        match ClientHello::read(socket.ahead()) {
+        match arriving.read(socket.ahead()) {
             Ok(Some(hello)) => return Ok(Ok(hello)),
             Ok(None) if socket.ahead().len() < MAX_BYTES => {}
             Ok(None) => return Ok(Err(NoHello::Broken)),

@@ -51,10 +51,7 @@ impl ClientHello {
     /// # Errors
     /// No bytes that follow could make it one.
     pub fn read(bytes: &[u8]) -> Result<Option<Self>, NoHello> {
-        let Some((message, length)) = message(bytes)? else { return Ok(None) };
-        let mut hello = Self::parse(&message).ok_or(NoHello::Broken)?;
-        hello.length = length;
-        Ok(Some(hello))
+        Arriving::default().read(bytes)
     }
 
     /// Whether the client supports `version`, which is 1.2 or 1.3.
@@ -79,8 +76,10 @@ impl ClientHello {
         if !rest.0.is_empty() {
             return None;
         }
+        let mut kinds = Vec::new();
         while !extensions.0.is_empty() {
             let kind = extensions.u16()?;
+            kinds.push(kind);
             let mut body = extensions.prefixed16()?;
             match kind {
                 0 => hello.server_name = Some(server_name(&mut body)?),
@@ -95,7 +94,49 @@ impl ClientHello {
                 _ => {}
             }
         }
-        Some(hello)
+        // Each at most once (RFC 8446 §4.2): whoever reads it after us may take the other one.
+        kinds.sort_unstable();
+        kinds.array_windows().all(|[one, next]| one != next).then_some(hello)
+    }
+}
+
+/// A ClientHello of which more and more arrives. Each record is looked at once, however small they are.
+#[derive(Debug, Default)]
+pub struct Arriving {
+    /// What whole records have brought so far.
+    message: Vec<u8>,
+    /// Bytes of those records.
+    at: usize,
+}
+
+impl Arriving {
+    /// The ClientHello at the start of `bytes`, which are those of the last call and more; `None` if still more are needed.
+    ///
+    /// # Errors
+    /// No bytes that follow could make it one.
+    pub fn read(&mut self, bytes: &[u8]) -> Result<Option<ClientHello>, NoHello> {
+        loop {
+            let rest = bytes.get(self.at..).unwrap_or_default();
+            let Some(record) = record(rest)? else { return Ok(None) };
+            self.message.extend_from_slice(&rest[5..][record.clone()]);
+            self.at += 5 + record.end;
+            let &[kind, high, middle, low, ref content @ ..] = &self.message[..] else {
+                if self.message.first().is_some_and(|&kind| kind != CLIENT_HELLO) {
+                    return Err(NoHello::Broken);
+                }
+                continue;
+            };
+            let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+            // Nothing may follow before the server has answered.
+            if kind != CLIENT_HELLO || length > MAX_HELLO || content.len() > length || self.at > MAX_BYTES {
+                return Err(NoHello::Broken);
+            }
+            if content.len() == length {
+                let mut hello = ClientHello::parse(content).ok_or(NoHello::Broken)?;
+                hello.length = self.at;
+                return Ok(Some(hello));
+            }
+        }
     }
 }
 
@@ -110,33 +151,6 @@ fn server_name(body: &mut Reader<'_>) -> Option<Arc<str>> {
         return None;
     }
     Some(String::from_utf8_lossy(name.0).to_ascii_lowercase().into())
-}
-
-/// The content of the handshake message at the start of `bytes`, and the length of its records; `None`: not all of it.
-fn message(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, NoHello> {
-    let mut message = Vec::new();
-    let mut at = 0;
-    loop {
-        let Some(record) = record(&bytes[at..])? else { return Ok(None) };
-        message.extend_from_slice(&bytes[at + 5..][record.clone()]);
-        at += 5 + record.end;
-        let &[kind, high, middle, low, ref content @ ..] = &message[..] else {
-            if message.first().is_some_and(|&kind| kind != CLIENT_HELLO) {
-                return Err(NoHello::Broken);
-            }
-            continue;
-        };
-        let length = u32::from_be_bytes([0, high, middle, low]) as usize;
-        if kind != CLIENT_HELLO || length > MAX_HELLO || at > MAX_BYTES {
-            return Err(NoHello::Broken);
-        }
-        match content.len() {
-            complete if complete == length => return Ok(Some((content.to_vec(), at))),
-            // Nothing may follow before the server has answered.
-            longer if longer > length => return Err(NoHello::Broken),
-            _ => {}
-        }
-    }
 }
 
 /// Where the content of the record at the start of `bytes` is, behind its head; `None`: not all of it is there.
@@ -257,6 +271,35 @@ mod tests {
         fragments.extend_from_slice(b"what follows");
         let hello = ClientHello::read(&fragments).unwrap().unwrap();
         assert_eq!(hello, ClientHello { length, ..whole });
+    }
+
+    #[test]
+    fn a_hello_may_come_byte_by_byte() {
+        let bytes = fragmented(&flight("a.example.com", &["h2"]), 1);
+        let mut arriving = Arriving::default();
+        for end in 0..bytes.len() {
+            assert_eq!(arriving.read(&bytes[..end]), Ok(None), "{end} bytes");
+        }
+        assert_eq!(arriving.read(&bytes), ClientHello::read(&bytes));
+    }
+
+    #[test]
+    fn an_extension_comes_once() {
+        let hello = |extensions: &[u8]| {
+            let size = |bytes: &[u8]| u8::try_from(bytes.len()).unwrap();
+            let head = [&[3, 3][..], &[0; 32], &[0, 0, 2, 0xc0, 0x2f, 1, 0, 0, size(extensions)]].concat();
+            let body = [&head, extensions].concat();
+            let record = [22, 3, 1, 0, size(&body) + 4, 1, 0, 0, size(&body)];
+            ClientHello::read(&[&record[..], &body].concat()).map(|hello| hello.unwrap().server_name)
+        };
+        let name = |letter| [0, 0, 0, 6, 0, 4, 0, 0, 1, letter];
+        assert_eq!(hello(&name(b'a')).unwrap().as_deref(), Some("a"));
+        assert_eq!(hello(&[name(b'a'), name(b'b')].concat()), Err(NoHello::Broken));
+        assert_eq!(hello(&[name(b'a'), name(b'a')].concat()), Err(NoHello::Broken));
+        // Also of those that mean nothing to us.
+        let unknown = [0xfe, 1, 0, 0];
+        assert!(hello(&[&unknown[..], &name(b'a')].concat()).is_ok());
+        assert_eq!(hello(&[&unknown[..], &name(b'a'), &unknown].concat()), Err(NoHello::Broken));
     }
 
     #[test]

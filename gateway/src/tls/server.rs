@@ -32,9 +32,8 @@ pub struct Server {
     template: Template,
     /// The configuration names suites: it orders them strictly.
     strict_order: bool,
-    /// For the first group and order; the others are made when they are needed.
-    first: Arc<ServerConfig>,
-    others: Box<[OnceLock<Arc<ServerConfig>>]>,
+    /// One for each group and [`Order`], made when it is needed: most chains are never connected to.
+    configs: Box<[OnceLock<Option<Arc<ServerConfig>>>]>,
 }
 
 /// How one connection's handshake goes on.
@@ -81,26 +80,24 @@ impl Server {
         if template.provider.kx_groups.is_empty() {
             return Err("none of the ecdhCurves is supported".to_owned());
         }
-        let first = template.build(0, Order::Aes).map_err(|error| error.to_string())?;
-        let others = (0..template.provider.kx_groups.len() * ORDERS).map(|_| OnceLock::new()).collect();
+        // What can be made for the first group can be made for the others.
+        template.build(0, Order::Aes).map_err(|error| error.to_string())?;
+        let configs = (0..template.provider.kx_groups.len() * ORDERS).map(|_| OnceLock::new()).collect();
         let strict_order = !parameters.cipher_suites.is_empty();
-        Ok(Self { certificates, template, strict_order, first: Arc::new(first), others })
+        Ok(Self { certificates, template, strict_order, configs })
     }
 
     /// How the handshake with this client goes on; `None`: there is no version in common.
     pub fn handshake(&self, hello: &ClientHello) -> Option<Handshake> {
         let Template { choice, alpn, versions, .. } = &self.template;
         let version = versions.iter().map(|version| version.version).find(|version| hello.supports(*version))?;
-        let mut config = self.config(hello, version);
+        let mut config = self.config(hello, version)?;
         // The TLS library would refuse a client that offers none of our protocols.
         let no_alpn = !hello.alpn.is_empty() && !hello.alpn.iter().any(|protocol| alpn.contains(protocol));
-        // Suites of TLS 1.3 are all equal: the client's order decides.
-        let client_order = version == ProtocolVersion::TLSv1_3;
         let shown =
             (self.certificates.len() > 1).then(|| Arc::new(Shown { choice: Arc::clone(choice), key: OnceLock::new() }));
-        if no_alpn || client_order || shown.is_some() {
+        if no_alpn || shown.is_some() {
             let own = Arc::make_mut(&mut config);
-            own.ignore_client_order = !client_order;
             if no_alpn {
                 own.alpn_protocols.clear();
             }
@@ -121,18 +118,19 @@ impl Server {
         TlsFacts::new(connection, local.cloned())
     }
 
-    /// The configuration with the group that we like best of the client's, and with AES128 and CHACHA20 in its order.
-    fn config(&self, hello: &ClientHello, version: ProtocolVersion) -> Arc<ServerConfig> {
+    /// The configuration with the group that we like best of the client's, and with its order of suites of equal rank.
+    fn config(&self, hello: &ClientHello, version: ProtocolVersion) -> Option<Arc<ServerConfig>> {
         let suits =
             |group: &&dyn SupportedKxGroup| group.usable_for_version(version) && hello.groups.contains(&group.name());
         // Without a group in common any configuration will say so.
         let group = self.template.provider.kx_groups.iter().position(suits).unwrap_or_default();
-        let order = if self.strict_order { Order::Aes } else { Order::of(hello) };
-        let config = self.others[group * ORDERS + order as usize].get_or_init(|| {
-            // What could be made for the first group can be made for the others.
-            self.template.build(group, order).map_or_else(|_| Arc::clone(&self.first), Arc::new)
-        });
-        Arc::clone(config)
+        let order = match version {
+            ProtocolVersion::TLSv1_3 => Order::Client,
+            _ if self.strict_order => Order::Aes,
+            _ => Order::of(hello),
+        };
+        let build = || self.template.build(group, order).ok().map(Arc::new);
+        self.configs[group * ORDERS + order as usize].get_or_init(build).clone()
     }
 }
 
@@ -159,7 +157,7 @@ impl Template {
             .with_protocol_versions(&self.versions)?
             .with_client_cert_verifier(Arc::clone(&self.verifier))
             .with_cert_resolver(Arc::clone(&self.choice) as Arc<dyn ResolvesServerCert>);
-        config.ignore_client_order = true;
+        config.ignore_client_order = order != Order::Client;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = Arc::clone(&self.tickets);
         config.send_tls13_tickets = TICKETS;
@@ -168,17 +166,21 @@ impl Template {
     }
 }
 
-/// Which of two suites of equal rank goes first with TLS 1.2.
+/// Which suites go first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
+    /// Ours, of two with equal rank the one with AES128.
     Aes,
+    /// Ours, of two with equal rank the one with CHACHA20.
     Chacha,
+    /// The client's: suites of TLS 1.3 are all equal.
+    Client,
 }
 
-const ORDERS: usize = 2;
+const ORDERS: usize = 3;
 
 impl Order {
-    /// The client's.
+    /// That of a client with TLS 1.2.
     fn of(hello: &ClientHello) -> Self {
         let place = |wanted: u8| hello.suites.iter().position(|suite| rank(*suite) == wanted);
         match (place(CHACHA), place(AES_128)) {

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use certs::verify::Refusal;
 use config::snapshot::listener::{Handler, Transport as Wire};
@@ -233,6 +233,10 @@ async fn shake_hands(
             let (socket, connection) = stream.get_mut();
             socket.set_probation(None);
             let facts = server.facts(&handshake, connection);
+            if !server.still_trusts(&facts, SystemTime::now()) {
+                debug!("the certificate of a resumed client has expired");
+                return Err(Failed { failure: HandshakeFailure::ClientCertificate, linger: Some(stream.into_inner().0) });
+            }
             Ok((stream.into(), facts))
         }
         Err((error, socket)) => Err(explain(&error, socket).await),

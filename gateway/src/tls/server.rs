@@ -6,6 +6,7 @@
 //! Source: `reference/networking.md` §2.6, `reference/security.md` §4.
 
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use certs::authority::Authority;
 use certs::choice::Choice;
@@ -30,6 +31,7 @@ const TICKETS: usize = 2;
 pub struct Server {
     certificates: Vec<Arc<Credential>>,
     template: Template,
+    verifies_clients: bool,
     /// The configuration names suites: it orders them strictly.
     strict_order: bool,
     /// One for each group and [`Order`], made when it is needed: most chains are never connected to.
@@ -84,7 +86,11 @@ impl Server {
         template.build(0, Order::Aes).map_err(|error| error.to_string())?;
         let configs = (0..template.provider.kx_groups.len() * ORDERS).map(|_| OnceLock::new()).collect();
         let strict_order = !parameters.cipher_suites.is_empty();
-        Ok(Self { certificates, template, strict_order, configs })
+        let verifies_clients = match client {
+            ClientAuthentication::None => false,
+            ClientAuthentication::Optional(trust) | ClientAuthentication::Required(trust) => !trust.skip_verification,
+        };
+        Ok(Self { certificates, template, verifies_clients, strict_order, configs })
     }
 
     /// How the handshake with this client goes on; `None`: there is no version in common.
@@ -116,6 +122,13 @@ impl Server {
             None => self.certificates.first(),
         };
         TlsFacts::new(connection, local.cloned())
+    }
+
+    /// Whether this client may go on. The TLS library resumes sessions without another look at the certificate, and gives
+    /// new tickets for old.
+    pub fn still_trusts(&self, facts: &TlsFacts, now: SystemTime) -> bool {
+        let checked = self.verifies_clients && facts.resumed;
+        !checked || facts.peer.as_ref().is_none_or(|peer| now <= peer.not_after())
     }
 
     /// The configuration with the group that we like best of the client's, and with its order of suites of equal rank.
@@ -426,6 +439,35 @@ mod tests {
             assert_eq!(resumed.peer, shown.peer);
             assert_eq!(resumed.peer.as_ref().map(|peer| peer.der()), Some(&other.certificate.der()[..]));
             assert!(!connect(&second, &client).unwrap().resumed, "other tickets");
+        }
+    }
+
+    #[test]
+    fn a_session_ends_with_the_certificate_of_its_client() {
+        let identity = Identity::new();
+        let ca = identity.certificate.pem();
+        let authority = Arc::new(Authority::from_pem(ca.as_bytes(), None).unwrap());
+        for (skip_verification, checked) in [(false, true), (true, false)] {
+            let trust = PeerTrust {
+                ca: CaSource::System { crl: None },
+                subject_alt_names: Vec::new(),
+                spki_pins: Vec::new(),
+                certificate_hashes: Vec::new(),
+                skip_verification,
+            };
+            let settings = settings(ClientAuthentication::Required(trust), TlsParameters::default());
+            let certificates = vec![identity.credential()];
+            let tickets = Ticketer::new().unwrap();
+            let server = Server::new(&settings, certificates, Some(Arc::clone(&authority)), tickets).unwrap();
+            let client = Arc::new(client(&[], &[], Some(&identity)));
+            let shown = connect(&server, &client).unwrap();
+            let resumed = connect(&server, &client).unwrap();
+            assert_eq!((shown.resumed, resumed.resumed), (false, true));
+            let end = resumed.peer.as_ref().unwrap().not_after();
+            let after = end + std::time::Duration::from_secs(1);
+            assert!(server.still_trusts(&resumed, end));
+            assert_eq!(server.still_trusts(&resumed, after), !checked);
+            assert!(server.still_trusts(&shown, after), "it has just been verified");
         }
     }
 

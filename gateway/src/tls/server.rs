@@ -272,7 +272,11 @@ mod tests {
 
     impl Identity {
         fn new() -> Self {
-            let key = KeyPair::generate().unwrap();
+            Self::with(&rcgen::PKCS_ECDSA_P256_SHA256)
+        }
+
+        fn with(algorithm: &'static rcgen::SignatureAlgorithm) -> Self {
+            let key = KeyPair::generate_for(algorithm).unwrap();
             let params = CertificateParams::new(vec!["a.example.com".to_owned()]).unwrap();
             Self { certificate: params.self_signed(&key).unwrap(), key }
         }
@@ -468,6 +472,20 @@ mod tests {
             assert!(server.still_trusts(&resumed, end));
             assert_eq!(server.still_trusts(&resumed, after), !checked);
             assert!(server.still_trusts(&shown, after), "it has just been verified");
+        }
+    }
+
+    #[test]
+    fn the_certificate_of_a_resumed_session_is_known() {
+        let (rsa, ecdsa) = (Identity::with(&rcgen::PKCS_RSA_SHA256), Identity::new());
+        let settings = settings(ClientAuthentication::None, TlsParameters::default());
+        let certificates = vec![rsa.credential(), ecdsa.credential()];
+        let server = Server::new(&settings, certificates, None, Ticketer::new().unwrap()).unwrap();
+        let client = Arc::new(client(&[], &[], None));
+        for resumed in [false, true] {
+            let facts = connect(&server, &client).unwrap();
+            assert_eq!(facts.resumed, resumed);
+            assert_eq!(facts.local_certificate().unwrap().der(), &ecdsa.certificate.der()[..]);
         }
     }
 

@@ -43,9 +43,9 @@ pub struct Socket {
 /// What holds for a client until it has shown what it wants and done its handshake.
 #[derive(Debug)]
 pub struct Probation {
-    /// When reads fail with `TimedOut`; `None`: never.
+    /// When reads and waits fail with `TimedOut`; `None`: never.
     pub deadline: Option<Pin<Box<Sleep>>>,
-    /// When it says so, reads fail with `ConnectionAborted`, and the close is a reset.
+    /// When it says so, reads and waits fail with `ConnectionAborted`, and the close is a reset.
     pub cut: Option<oneshot::Receiver<()>>,
     /// The last alert that was written in plaintext. It is kept back, as the TLS library doesn't always know the right one.
     pub alert: Option<u8>,
@@ -156,6 +156,16 @@ impl Socket {
         Poll::Ready(Ok(count))
     }
 
+    /// A write as the kernel took it. Nobody waits for a peer that doesn't read for longer than its probation.
+    fn count_sent(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_pending() {
+            self.poll_probation(cx)?;
+        }
+        let written = ready!(written)?;
+        self.sent += written as u64;
+        Poll::Ready(Ok(written))
+    }
+
     fn poll_probation(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let Some(probation) = &mut self.probation else { return Ok(()) };
         if let Some(cut) = &mut probation.cut
@@ -239,11 +249,10 @@ impl AsyncWrite for Socket {
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = match &mut this.kind {
-            Kind::Tcp(socket) => ready!(Pin::new(socket).poll_write(cx, bytes))?,
-            Kind::Unix(socket) => ready!(Pin::new(socket).poll_write(cx, bytes))?,
+            Kind::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Kind::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
         };
-        this.sent += written as u64;
-        Poll::Ready(Ok(written))
+        this.count_sent(cx, written)
     }
 
     fn poll_write_vectored(
@@ -261,11 +270,10 @@ impl AsyncWrite for Socket {
         }
         let this = &mut *self;
         let written = match &mut this.kind {
-            Kind::Tcp(socket) => ready!(Pin::new(socket).poll_write_vectored(cx, parts))?,
-            Kind::Unix(socket) => ready!(Pin::new(socket).poll_write_vectored(cx, parts))?,
+            Kind::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, parts),
+            Kind::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, parts),
         };
-        this.sent += written as u64;
-        Poll::Ready(Ok(written))
+        this.count_sent(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -282,5 +290,27 @@ impl AsyncWrite for Socket {
             Kind::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             Kind::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn probation_ends_writes_that_nobody_reads() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut socket = Socket::from(ours);
+        let full = vec![0; 1 << 20];
+        let deadline = Some(Box::pin(tokio::time::sleep(Duration::from_secs(15))));
+        socket.set_probation(Some(Probation { deadline, cut: None, alert: None }));
+        assert_eq!(socket.write_all(&full).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (cut, receiver) = oneshot::channel();
+        socket.set_probation(Some(Probation { deadline: None, cut: Some(receiver), alert: None }));
+        cut.send(()).unwrap();
+        assert_eq!(socket.write_all(&full).await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 }

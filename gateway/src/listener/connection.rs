@@ -13,6 +13,7 @@ use config::snapshot::listener::{Handler, Transport as Wire};
 use rustls::server::{Accepted, Acceptor as HelloReader};
 use rustls::{AlertDescription, Error as TlsError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::SemaphorePermit;
 use tokio_rustls::StartHandshake;
 use tracing::debug;
 
@@ -24,6 +25,7 @@ use crate::request::{Begun, ConnectionFacts, TlsFacts};
 use crate::stream::{Probation, Socket, Transport};
 use crate::tcp;
 use crate::telemetry::metrics::HandshakeFailure;
+use crate::tls::handshakes::Handshakes;
 use crate::tls::hello::{Arriving, ClientHello, MAX_BYTES, NoHello};
 use crate::tls::server::Server;
 use crate::worker::Worker;
@@ -134,7 +136,9 @@ async fn admit(worker: &Worker, chains: &Chains, client: &Client, mut socket: So
             if error.kind() == io::ErrorKind::TimedOut && !socket.ahead().is_empty() {
                 socket.reset_on_close();
             }
-            count_io(&error, count);
+            if let Some(failure) = io_failure(&error) {
+                count(failure);
+            }
             return None;
         }
     };
@@ -163,7 +167,9 @@ async fn admit(worker: &Worker, chains: &Chains, client: &Client, mut socket: So
                 (transport, Some(facts))
             }
             Err(Failed { failure, linger }) => {
-                count(failure);
+                if let Some(failure) = failure {
+                    count(failure);
+                }
                 if let Some(socket) = linger {
                     end(socket).await;
                 }
@@ -192,7 +198,8 @@ async fn read_hello(socket: &mut Socket) -> io::Result<Result<ClientHello, NoHel
 
 /// A handshake that came to nothing.
 struct Failed {
-    failure: HandshakeFailure,
+    /// `None`: counted by whoever took its place.
+    failure: Option<HandshakeFailure>,
     /// The peer is to read what we have sent.
     linger: Option<Socket>,
 }
@@ -206,7 +213,7 @@ async fn shake_hands(
     let hello = match hello {
         Ok(hello) => hello,
         Err(NoHello::NotTls) if is_http(socket.ahead()) => {
-            return Err(Failed { failure: HandshakeFailure::NotTls, linger: Some(socket) });
+            return Err(Failed { failure: Some(HandshakeFailure::NotTls), linger: Some(socket) });
         }
         Err(NoHello::NotTls) => return Err(refuse(socket, PROTOCOL_VERSION, HandshakeFailure::NotTls).await),
         Err(NoHello::Broken) => return Err(refuse(socket, DECODE_ERROR, HandshakeFailure::Protocol).await),
@@ -223,7 +230,10 @@ async fn shake_hands(
     };
     socket.consume(hello.length);
     socket.read_ahead();
-    let turn = worker.handshakes.turn().await;
+    let turn = match turn(&worker.handshakes, &mut socket).await {
+        Ok(turn) => turn,
+        Err(error) => return Err(Failed { failure: io_failure(&error), linger: None }),
+    };
     let stream = StartHandshake::from_parts(accepted, socket).into_stream(Arc::clone(&handshake.config));
     // Sockets are looked at before the next one's turn.
     tokio::task::yield_now().await;
@@ -235,11 +245,21 @@ async fn shake_hands(
             let facts = server.facts(&handshake, connection);
             if !server.still_trusts(&facts, SystemTime::now()) {
                 debug!("the certificate of a resumed client has expired");
-                return Err(Failed { failure: HandshakeFailure::ClientCertificate, linger: Some(stream.into_inner().0) });
+                let (socket, _) = stream.into_inner();
+                return Err(Failed { failure: Some(HandshakeFailure::ClientCertificate), linger: Some(socket) });
             }
             Ok((stream.into(), facts))
         }
         Err((error, socket)) => Err(explain(&error, socket).await),
+    }
+}
+
+/// Waits for the turn to compute, and no longer than the client's probation: whoever was cut gets no signature.
+async fn turn<'h>(handshakes: &'h Handshakes, socket: &mut Socket) -> io::Result<Option<SemaphorePermit<'h>>> {
+    tokio::select! {
+        biased;
+        error = socket.probation_over() => Err(error),
+        turn = handshakes.turn() => Ok(turn),
     }
 }
 
@@ -279,9 +299,7 @@ const BAD_CERTIFICATE_HASH_VALUE: u8 = 114;
 /// has been sent as the TLS library has it.
 async fn explain(error: &io::Error, mut socket: Socket) -> Failed {
     let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>()) else {
-        let mut failure = HandshakeFailure::Closed;
-        count_io(error, |counted| failure = counted);
-        return Failed { failure, linger: None };
+        return Failed { failure: io_failure(error), linger: None };
     };
     debug!(error = %cause, "handshake");
     let failure = match cause {
@@ -295,7 +313,7 @@ async fn explain(error: &io::Error, mut socket: Socket) -> Failed {
     };
     let held_back = socket.set_probation(None).and_then(|probation| probation.alert);
     match held_back {
-        None => Failed { failure, linger: Some(socket) },
+        None => Failed { failure: Some(failure), linger: Some(socket) },
         Some(alert) => {
             let alert = match (cause, Refusal::of(cause)) {
                 // TLS 1.2 knows no `certificate_required`.
@@ -308,12 +326,12 @@ async fn explain(error: &io::Error, mut socket: Socket) -> Failed {
     }
 }
 
-fn count_io(error: &io::Error, mut count: impl FnMut(HandshakeFailure)) {
+/// What becomes of a handshake when its socket fails; `None`: counted by whoever took its place.
+fn io_failure(error: &io::Error) -> Option<HandshakeFailure> {
     match error.kind() {
-        io::ErrorKind::TimedOut => count(HandshakeFailure::Timeout),
-        // Counted by whoever took its place.
-        io::ErrorKind::ConnectionAborted => {}
-        _ => count(HandshakeFailure::Closed),
+        io::ErrorKind::TimedOut => Some(HandshakeFailure::Timeout),
+        io::ErrorKind::ConnectionAborted => None,
+        _ => Some(HandshakeFailure::Closed),
     }
 }
 
@@ -322,7 +340,7 @@ async fn refuse(mut socket: Socket, alert: u8, failure: HandshakeFailure) -> Fai
     socket.set_probation(None);
     // Whether it arrives or not, the connection is over.
     let _ = tokio::time::timeout(LINGER, socket.write_all(&[21, 3, 3, 0, 2, 2, alert])).await;
-    Failed { failure, linger: Some(socket) }
+    Failed { failure: Some(failure), linger: Some(socket) }
 }
 
 /// Ends our side, and reads what still comes for a moment: bytes that nobody has read would make the close a reset, and
@@ -342,4 +360,46 @@ async fn end(mut socket: Socket) {
         }
     };
     let _ = tokio::time::timeout(LINGER, rest).await;
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// A socket on probation, for a minute or until it is cut.
+    fn on_probation(cut: tokio::sync::oneshot::Receiver<()>) -> (Socket, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut socket = Socket::from(ours);
+        let deadline = Some(Box::pin(tokio::time::sleep(Duration::from_secs(60))));
+        socket.set_probation(Some(Probation { deadline, cut: Some(cut), alert: None }));
+        (socket, theirs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_cut_or_late_gets_no_turn() {
+        let handshakes = Handshakes::new(2);
+        let (_first, cut, _) = handshakes.begin();
+        let (mut first, _peer) = on_probation(cut);
+        let (_second, cut, _) = handshakes.begin();
+        let (mut second, _peer) = on_probation(cut);
+        let busy = turn(&handshakes, &mut second).await.unwrap();
+        assert!(busy.is_some());
+        {
+            let mut waits = std::pin::pin!(turn(&handshakes, &mut first));
+            assert!(futures::poll!(&mut waits).is_pending());
+            // Both at once: it is the oldest of too many, and it would be its turn.
+            let (_third, _, full) = handshakes.begin();
+            drop(busy);
+            assert!(full);
+            assert_eq!(waits.await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        }
+        let busy = turn(&handshakes, &mut second).await.unwrap();
+        let (_fourth, cut, _) = handshakes.begin();
+        let (mut fourth, _peer) = on_probation(cut);
+        assert_eq!(turn(&handshakes, &mut fourth).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(busy);
+    }
 }

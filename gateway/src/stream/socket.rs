@@ -129,6 +129,15 @@ impl Socket {
         std::mem::replace(&mut self.probation, probation.map(Box::new)).map(|before| *before)
     }
 
+    /// Waits for the end of the probation, and never returns if there is none.
+    pub async fn probation_over(&mut self) -> io::Error {
+        poll_fn(|cx| match self.poll_probation(cx) {
+            Ok(()) => Poll::Pending,
+            Err(error) => Poll::Ready(error),
+        })
+        .await
+    }
+
     /// Makes the close of this socket a reset instead of a FIN.
     pub fn reset_on_close(&self) {
         if let Kind::Tcp(socket) = &self.kind {

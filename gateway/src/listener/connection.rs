@@ -123,7 +123,7 @@ struct Admitted {
 /// Finds the chain for a connection of a listener with TLS, and does what that asks for; `None`: the connection is over.
 async fn admit(worker: &Worker, chains: &Chains, client: &Client, mut socket: Socket) -> Option<Admitted> {
     let count = |failure| worker.gateway.telemetry.metrics.handshakes.failed(failure);
-    let (_place, cut, full) = worker.handshakes.begin();
+    let (place, cut, full) = worker.handshakes.begin();
     if full {
         count(HandshakeFailure::Cut);
     }
@@ -166,12 +166,14 @@ async fn admit(worker: &Worker, chains: &Chains, client: &Client, mut socket: So
                 worker.gateway.telemetry.metrics.handshakes.completed(facts.resumed);
                 (transport, Some(facts))
             }
-            Err(Failed { failure, linger }) => {
+            Err(Failed { failure, farewell }) => {
                 if let Some(failure) = failure {
                     count(failure);
                 }
-                if let Some(socket) = linger {
-                    end(socket).await;
+                // What follows is bounded by itself, and no reason to cut others.
+                drop(place);
+                if let Some(farewell) = farewell {
+                    farewell.say().await;
                 }
                 return None;
             }
@@ -200,8 +202,14 @@ async fn read_hello(socket: &mut Socket) -> io::Result<Result<ClientHello, NoHel
 struct Failed {
     /// `None`: counted by whoever took its place.
     failure: Option<HandshakeFailure>,
-    /// The peer is to read what we have sent.
-    linger: Option<Socket>,
+    farewell: Option<Farewell>,
+}
+
+/// A peer that is to read what we have sent.
+struct Farewell {
+    socket: Socket,
+    /// And this fatal alert, in plaintext.
+    alert: Option<u8>,
 }
 
 async fn shake_hands(
@@ -213,26 +221,26 @@ async fn shake_hands(
     let hello = match hello {
         Ok(hello) => hello,
         Err(NoHello::NotTls) if is_http(socket.ahead()) => {
-            return Err(Failed { failure: Some(HandshakeFailure::NotTls), linger: Some(socket) });
+            return Err(end(socket, HandshakeFailure::NotTls));
         }
-        Err(NoHello::NotTls) => return Err(refuse(socket, PROTOCOL_VERSION, HandshakeFailure::NotTls).await),
-        Err(NoHello::Broken) => return Err(refuse(socket, DECODE_ERROR, HandshakeFailure::Protocol).await),
+        Err(NoHello::NotTls) => return Err(refuse(socket, PROTOCOL_VERSION, HandshakeFailure::NotTls)),
+        Err(NoHello::Broken) => return Err(refuse(socket, DECODE_ERROR, HandshakeFailure::Protocol)),
     };
     let Some(handshake) = server.handshake(&hello) else {
-        return Err(refuse(socket, PROTOCOL_VERSION, HandshakeFailure::Version).await);
+        return Err(refuse(socket, PROTOCOL_VERSION, HandshakeFailure::Version));
     };
     let accepted = match accept(&socket.ahead()[..hello.length]) {
         Ok(accepted) => accepted,
         Err((error, alert)) => {
             debug!(%error, "unusable ClientHello");
-            return Err(refuse(socket, alert, HandshakeFailure::Protocol).await);
+            return Err(refuse(socket, alert, HandshakeFailure::Protocol));
         }
     };
     socket.consume(hello.length);
     socket.read_ahead();
     let turn = match turn(&worker.handshakes, &mut socket).await {
         Ok(turn) => turn,
-        Err(error) => return Err(Failed { failure: io_failure(&error), linger: None }),
+        Err(error) => return Err(Failed { failure: io_failure(&error), farewell: None }),
     };
     let stream = StartHandshake::from_parts(accepted, socket).into_stream(Arc::clone(&handshake.config));
     // Sockets are looked at before the next one's turn.
@@ -246,11 +254,11 @@ async fn shake_hands(
             if !server.still_trusts(&facts, SystemTime::now()) {
                 debug!("the certificate of a resumed client has expired");
                 let (socket, _) = stream.into_inner();
-                return Err(Failed { failure: Some(HandshakeFailure::ClientCertificate), linger: Some(socket) });
+                return Err(end(socket, HandshakeFailure::ClientCertificate));
             }
             Ok((stream.into(), facts))
         }
-        Err((error, socket)) => Err(explain(&error, socket).await),
+        Err((error, socket)) => Err(explain(&error, socket)),
     }
 }
 
@@ -297,9 +305,9 @@ const BAD_CERTIFICATE_HASH_VALUE: u8 = 114;
 
 /// What to do about a handshake that broke off. An alert in plaintext is the one that Envoy would send; what is encrypted
 /// has been sent as the TLS library has it.
-async fn explain(error: &io::Error, mut socket: Socket) -> Failed {
+fn explain(error: &io::Error, mut socket: Socket) -> Failed {
     let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>()) else {
-        return Failed { failure: io_failure(error), linger: None };
+        return Failed { failure: io_failure(error), farewell: None };
     };
     debug!(error = %cause, "handshake");
     let failure = match cause {
@@ -313,7 +321,7 @@ async fn explain(error: &io::Error, mut socket: Socket) -> Failed {
     };
     let held_back = socket.set_probation(None).and_then(|probation| probation.alert);
     match held_back {
-        None => Failed { failure: Some(failure), linger: Some(socket) },
+        None => end(socket, failure),
         Some(alert) => {
             let alert = match (cause, Refusal::of(cause)) {
                 // TLS 1.2 knows no `certificate_required`.
@@ -321,7 +329,7 @@ async fn explain(error: &io::Error, mut socket: Socket) -> Failed {
                 (_, Some(Refusal::Pin)) => BAD_CERTIFICATE_HASH_VALUE,
                 _ => alert,
             };
-            refuse(socket, alert, failure).await
+            refuse(socket, alert, failure)
         }
     }
 }
@@ -335,31 +343,40 @@ fn io_failure(error: &io::Error) -> Option<HandshakeFailure> {
     }
 }
 
-/// Sends a fatal alert in plaintext.
-async fn refuse(mut socket: Socket, alert: u8, failure: HandshakeFailure) -> Failed {
-    socket.set_probation(None);
-    // Whether it arrives or not, the connection is over.
-    let _ = tokio::time::timeout(LINGER, socket.write_all(&[21, 3, 3, 0, 2, 2, alert])).await;
-    Failed { failure: Some(failure), linger: Some(socket) }
+/// The end, with a fatal alert in plaintext.
+fn refuse(socket: Socket, alert: u8, failure: HandshakeFailure) -> Failed {
+    Failed { failure: Some(failure), farewell: Some(Farewell { socket, alert: Some(alert) }) }
 }
 
-/// Ends our side, and reads what still comes for a moment: bytes that nobody has read would make the close a reset, and
-/// take the alert with them.
-async fn end(mut socket: Socket) {
-    socket.set_probation(None);
-    let rest = async {
-        socket.shutdown().await?;
-        let mut left = LINGER_BYTES;
-        let mut scratch = [0; 1024];
-        loop {
-            let count = socket.read(&mut scratch).await?;
-            if count == 0 || count > left {
-                return Ok::<(), io::Error>(());
+/// The end, with what has been sent.
+fn end(socket: Socket, failure: HandshakeFailure) -> Failed {
+    Failed { failure: Some(failure), farewell: Some(Farewell { socket, alert: None }) }
+}
+
+impl Farewell {
+    /// Ends our side, and reads what still comes for a moment: bytes that nobody has read would make the close a reset,
+    /// and take the alert with them.
+    async fn say(self) {
+        let Self { mut socket, alert } = self;
+        socket.set_probation(None);
+        let rest = async {
+            if let Some(alert) = alert {
+                socket.write_all(&[21, 3, 3, 0, 2, 2, alert]).await?;
             }
-            left -= count;
-        }
-    };
-    let _ = tokio::time::timeout(LINGER, rest).await;
+            socket.shutdown().await?;
+            let mut left = LINGER_BYTES;
+            let mut scratch = [0; 1024];
+            loop {
+                let count = socket.read(&mut scratch).await?;
+                if count == 0 || count > left {
+                    return Ok::<(), io::Error>(());
+                }
+                left -= count;
+            }
+        };
+        // Whether it arrives or not, the connection is over.
+        let _ = tokio::time::timeout(LINGER, rest).await;
+    }
 }
 
 #[cfg(test)]

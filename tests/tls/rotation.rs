@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use http::Request;
 
 use super::{alert, edge, https};
+use crate::harness::client::{CLIENT, connect_from};
 use crate::harness::eventually;
 use crate::harness::gateway::{Gateway, write_into};
 use crate::harness::pki::{
@@ -85,6 +86,27 @@ async fn a_secret_changes_and_open_connections_live_on() {
     assert_eq!((answer.status, answer.has("connection")), (200, false));
     assert_eq!(http2.exchange(request(), &[]).await.status, 200);
     assert!(http2.ended(Duration::from_millis(20)).await.is_none());
+}
+
+#[tokio::test]
+async fn what_counts_is_the_moment_of_the_hello() {
+    let (authority, first, second) = (Authority::new("servers"), Authority::new("first"), Authority::new("second"));
+    let upstream = Upstream::ok().await;
+    let (old, new) = (authority.server("a.test"), authority.server("a.test"));
+    let mesh = edge(&https("a.test", "{mode: MUTUAL, credentialName: c}"), &[443], upstream.address());
+    let builder = mesh.builder().file("secret.yaml", mutual_secret("c", &old, &first.pem()));
+    let gateway = builder.start().await.unwrap();
+    let address = gateway.address(443);
+    // Both are there before the change, and say hello after it.
+    let trusted_before = connect_from(CLIENT, address).await.unwrap();
+    let trusted_after = connect_from(CLIENT, address).await.unwrap();
+    gateway.write("secret.yaml", &mutual_secret("c", &new, &second.pem())).await;
+    let client = |ca: &Authority| Settings::new(&[]).version(Version::Tls12).identity(&ca.client("c")).client();
+    let refused = client(&first).handshake(trusted_before, "a.test").await.map(|_| ());
+    assert_eq!(refused, Err(Refusal::Alert(alert::UNKNOWN_CA)));
+    let connected = client(&second).handshake(trusted_after, "a.test").await.unwrap();
+    assert_eq!(&connected.certificate(), new.der());
+    assert_eq!(connected.http1().get("a.test", "/").await.status, 200);
 }
 
 #[tokio::test]

@@ -70,12 +70,11 @@ pub(super) async fn serve(worker: Rc<Worker>, acceptor: Arc<Acceptor>, mut socke
         }
         _ => {
             // On the heap: the many connections in plaintext need no room for it.
-            let admission = Box::pin(admit(&worker, &chains, &client, socket));
+            let admission = Box::pin(admit(&worker, &acceptor, chains, &client, socket));
             let Some(Some(admitted)) = acceptor.drain.until_closing(admission).await else { return };
             admitted
         }
     };
-    drop(chains);
     let Admitted { transport, chain, tls, server_name } = admitted;
     let facts = client.facts(&worker, acceptor.key.port, tls.map(Arc::new), server_name);
     let downstream = Downstream { transport, listener: acceptor.key.clone(), facts, drain: chain.drain.clone() };
@@ -121,7 +120,13 @@ struct Admitted {
 }
 
 /// Finds the chain for a connection of a listener with TLS, and does what that asks for; `None`: the connection is over.
-async fn admit(worker: &Worker, chains: &Chains, client: &Client, mut socket: Socket) -> Option<Admitted> {
+async fn admit(
+    worker: &Worker,
+    acceptor: &Acceptor,
+    accepted: Arc<Chains>,
+    client: &Client,
+    mut socket: Socket,
+) -> Option<Admitted> {
     let count = |failure| worker.gateway.telemetry.metrics.handshakes.failed(failure);
     let (place, cut, full) = worker.handshakes.begin();
     if full {
@@ -142,6 +147,7 @@ async fn admit(worker: &Worker, chains: &Chains, client: &Client, mut socket: So
             return None;
         }
     };
+    let chains = current(worker, acceptor, accepted);
     let server_name = hello.as_ref().ok().and_then(|hello| hello.server_name.clone());
     let Some(chain) = chains.choose(server_name.as_deref()).map(Arc::clone) else {
         socket.reset_on_close();
@@ -180,6 +186,14 @@ async fn admit(worker: &Worker, chains: &Chains, client: &Client, mut socket: So
         },
     };
     Some(Admitted { transport, chain, tls, server_name })
+}
+
+/// The chains as they are now: a client may have taken its time to say hello. `accepted` if the listener has gone or moved
+/// meanwhile, as they drain with the socket that the connection came from.
+fn current(worker: &Worker, acceptor: &Acceptor, accepted: Arc<Chains>) -> Arc<Chains> {
+    let state = worker.gateway.state.load();
+    let now = state.listeners.get(&acceptor.key).filter(|now| now.drain.is_same(&accepted.drain));
+    now.map_or(accepted, Arc::clone)
 }
 
 /// Waits for a whole ClientHello, or for bytes that can't become one.

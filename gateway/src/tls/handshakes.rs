@@ -11,7 +11,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 pub struct HandshakeLimits {
     /// Handshakes under way on one worker; one more cuts the oldest.
     pub concurrent: usize,
-    /// From the accept to the end of the handshake; `None`: no limit.
+    /// To the end of the handshake, from the accept or, where there is one, the header of the PROXY protocol; `None`: no
+    /// limit.
     pub timeout: Option<Duration>,
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
+use std::mem;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -39,6 +40,17 @@ pub(super) struct Watch {
     watched: BTreeSet<PathBuf>,
     /// Something that was watched may be another directory by now, or a link may lead elsewhere.
     outdated: bool,
+    pending: Pending,
+}
+
+/// Changes that wait for those that come with them.
+#[derive(Debug, Default)]
+struct Pending {
+    changes: Changes,
+    /// Files that are being written: their content is not to be trusted before they are closed.
+    open: BTreeSet<PathBuf>,
+    /// The end of the wait, as soon as there is a change.
+    deadline: Option<Instant>,
 }
 
 /// What changed.
@@ -78,6 +90,7 @@ impl Watch {
             entries: BTreeSet::new(),
             watched: BTreeSet::new(),
             outdated: false,
+            pending: Pending::default(),
         })
     }
 
@@ -129,41 +142,50 @@ impl Watch {
         self.outdated
     }
 
-    /// Waits for a change, and then for those that come with it.
+    /// Waits for a change, and then for those that come with it. If it is dropped meanwhile, the next call goes on with
+    /// what was collected.
     pub(super) async fn changed(&mut self) -> Changes {
-        let mut changes = Changes::default();
-        // Files that are being written: their content is not to be trusted before they are closed.
-        let mut open = BTreeSet::new();
-        while changes == Changes::default() {
+        let deadline = loop {
+            if let Some(deadline) = self.pending.deadline {
+                break deadline;
+            }
             let Some(event) = self.events.recv().await else { return std::future::pending().await };
-            self.note(event, &mut changes, &mut open);
-        }
-        let deadline = Instant::now() + LONGEST_WAIT;
+            self.note(event);
+        };
         loop {
-            let quiet = if open.is_empty() { deadline.min(Instant::now() + QUIET) } else { deadline };
+            let quiet = if self.pending.open.is_empty() { deadline.min(Instant::now() + QUIET) } else { deadline };
             match timeout_at(quiet, self.events.recv()).await {
-                Ok(Some(event)) => self.note(event, &mut changes, &mut open),
+                Ok(Some(event)) => self.note(event),
                 Ok(None) | Err(_) => break,
             }
             if Instant::now() >= deadline {
                 break;
             }
         }
+        let mut changes = mem::take(&mut self.pending).changes;
         changes.paths.sort_unstable();
         changes.paths.dedup();
         changes
     }
 
-    fn note(&mut self, event: notify::Result<Event>, changes: &mut Changes, open: &mut BTreeSet<PathBuf>) {
+    fn note(&mut self, event: notify::Result<Event>) {
+        self.collect(event);
+        let Pending { changes, open: _, deadline } = &mut self.pending;
+        if deadline.is_none() && *changes != Changes::default() {
+            *deadline = Some(Instant::now() + LONGEST_WAIT);
+        }
+    }
+
+    fn collect(&mut self, event: notify::Result<Event>) {
         let event = match event {
             Ok(event) => event,
             Err(error) => {
                 debug!(%error, "lost events");
-                changes.unknown = true;
+                self.pending.changes.unknown = true;
                 return;
             }
         };
-        changes.unknown |= event.need_rescan();
+        self.pending.changes.unknown |= event.need_rescan();
         for path in event.paths {
             let is_ours = self.entries.contains(&path)
                 || self.directories.contains(&path)
@@ -172,20 +194,20 @@ impl Watch {
                 continue;
             }
             if let EventKind::Modify(ModifyKind::Data(_)) = event.kind {
-                open.insert(path.clone());
+                self.pending.open.insert(path.clone());
             } else {
-                open.remove(&path);
+                self.pending.open.remove(&path);
             }
             if matches!(
                 event.kind,
                 EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
             ) {
-                changes.structure = true;
+                self.pending.changes.structure = true;
                 self.outdated |= self.entries.contains(&path);
                 // The watch belongs to the directory that was there before.
                 self.forget(&path);
             }
-            changes.paths.push(path);
+            self.pending.changes.paths.push(path);
         }
     }
 
@@ -370,6 +392,21 @@ mod tests {
         })
         .await;
         assert!(time >= LONGEST_WAIT && time <= LONGEST_WAIT + QUIET, "{time:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_is_given_up_loses_nothing() {
+        let mut fixture = fixture();
+        let a = fixture.root().join("a.yaml");
+        let (sender, events) = mpsc::unbounded_channel();
+        fixture.watch.events = events;
+        let send = |kind| sender.send(Ok(Event::new(kind).add_path(a.clone()))).unwrap();
+        let begin = Instant::now();
+        send(WRITTEN);
+        let given_up = tokio::time::timeout(LONGEST_WAIT / 2, fixture.watch.changed()).await;
+        assert!(given_up.is_err(), "a file that is being written is waited for");
+        assert_eq!(fixture.watch.changed().await.paths, [a.clone()]);
+        assert!(begin.elapsed() >= LONGEST_WAIT && begin.elapsed() <= LONGEST_WAIT + QUIET, "{:?}", begin.elapsed());
     }
 
     #[tokio::test]

@@ -137,12 +137,21 @@ impl Session {
         self.counts = self.worker.gateway.telemetry.metrics.tcp.open(&self.facts);
         let mut idle = chain.idle_timeout.map(Idle::new);
         let mut relay = Relay::default();
+        let mut loss = None;
         let end = poll_fn(|cx| {
-            let end = relay.poll(cx, downstream, upstream);
+            let mut end = relay.poll(cx, downstream, upstream);
             if self.note_bytes(&relay)
                 && let Some(idle) = &mut idle
             {
                 idle.moved();
+            }
+            if end.is_pending()
+                && let Some(side) = relay.half_ended()
+            {
+                let transport = if side == Side::Downstream { &*downstream } else { &*upstream };
+                let loss = loss.get_or_insert_with(|| Box::pin(transport.socket().loss()));
+                // A client that has its upstream's end keeps what it was sent before.
+                end = loss.as_mut().poll(cx).map(|()| End::Gone { side, reset: side == Side::Downstream });
             }
             if end.is_pending()
                 && let Some(idle) = &mut idle

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
 use super::{counted, servers, to};
 use crate::harness::client::{End, Http1, ended_after};
@@ -206,14 +206,18 @@ async fn an_abort_reaches_the_other_side() {
         while matches!(stream.read(&mut bytes).await, Ok(length) if length > 0) {}
     })
     .await;
+    let ponders = Upstream::raw(|mut stream, _| async move {
+        while stream.read_u8().await.is_ok() {}
+        let _ = stream.ready(Interest::ERROR).await;
+    })
+    .await;
+    let routes = [to(9000, "resets.test"), to(9001, "hangs.test"), to(9002, "ponders.test")].concat();
     let gateway = Mesh::new()
-        .servers(&servers(&[9000, 9001]), &[9000, 9001])
+        .servers(&servers(&[9000, 9001, 9002]), &[9000, 9001, 9002])
         .service("resets.test", "TCP", &[resets.address()])
         .service("hangs.test", "TCP", &[hangs.address()])
-        .resource(
-            "VirtualService",
-            &format!("hosts: ['*']\ngateways: [gateway]\ntcp:\n{}{}", to(9000, "resets.test"), to(9001, "hangs.test")),
-        )
+        .service("ponders.test", "TCP", &[ponders.address()])
+        .resource("VirtualService", &format!("hosts: ['*']\ngateways: [gateway]\ntcp:\n{routes}"))
         .start()
         .await;
     let mut client = Http1::connect(gateway.address(9000)).await;
@@ -225,6 +229,13 @@ async fn an_abort_reaches_the_other_side() {
     eventually("the connection to the upstream", || async { (hangs.open() == 1).then_some(()) }).await;
     client.reset();
     eventually("its end", || async { (hangs.open() == 0).then_some(()) }).await;
+
+    // An abort after the client's end, which nobody reads.
+    let mut client = Http1::connect(gateway.address(9002)).await;
+    client.half_close().await;
+    eventually("the connection to the upstream", || async { (ponders.open() == 1).then_some(()) }).await;
+    client.reset();
+    eventually("its end", || async { (ponders.open() == 0).then_some(()) }).await;
 }
 
 #[tokio::test]

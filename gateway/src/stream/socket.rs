@@ -4,13 +4,13 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
@@ -143,6 +143,22 @@ impl Socket {
         if let Kind::Tcp(socket) = &self.kind {
             // Best effort: a socket that refuses the option closes with a FIN.
             let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Waits for an error, such as a reset, which nobody sees who neither reads nor writes. The kernel tells it to a
+    /// duplicate too, which is why this borrows nothing.
+    pub fn loss(&self) -> impl Future<Output = ()> + use<> {
+        let duplicate = match &self.kind {
+            Kind::Tcp(socket) => socket.as_fd().try_clone_to_owned().ok(),
+            // Knows no resets.
+            Kind::Unix(_) => None,
+        };
+        async move {
+            match duplicate.and_then(|duplicate| TcpStream::from_std(duplicate.into()).ok()) {
+                Some(duplicate) => _ = duplicate.ready(Interest::ERROR).await,
+                None => std::future::pending().await,
+            }
         }
     }
 

@@ -58,6 +58,16 @@ impl Relay {
         self.down.written
     }
 
+    /// The side that has ended, while the other one goes on. Nobody reads it any more.
+    pub fn half_ended(&self) -> Option<Side> {
+        let has_ended = |way: &Way| way.ended && way.done;
+        match (has_ended(&self.up), has_ended(&self.down)) {
+            (true, false) => Some(Side::Downstream),
+            (false, true) => Some(Side::Upstream),
+            _ => None,
+        }
+    }
+
     /// Moves whatever can be moved.
     pub fn poll<D, U>(&mut self, cx: &mut Context<'_>, downstream: &mut D, upstream: &mut U) -> Poll<End>
     where

@@ -154,20 +154,19 @@ impl ClientCertVerifier for Clients {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let ClientRules { subject_alt_names, spki_pins, certificate_hashes, skip_verification } = &self.rules;
+        if !*skip_verification {
+            chain::check(self.authority.as_deref(), leaf, intermediates, now, Purpose::Client)?;
+        }
+        // Applications are told of whoever gets in, so it must be readable in any case.
+        let certificate = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
         if *skip_verification {
             return Ok(ClientCertVerified::assertion());
         }
-        chain::check(self.authority.as_deref(), leaf, intermediates, now, Purpose::Client)?;
-
+        check_list(&certificate, subject_alt_names)?;
         let pinned = !spki_pins.is_empty() || !certificate_hashes.is_empty();
-        if !subject_alt_names.is_empty() || pinned {
-            let certificate = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
-            check_list(&certificate, subject_alt_names)?;
-            let hit =
-                spki_pins.contains(certificate.spki_sha256()) || certificate_hashes.contains(certificate.sha256());
-            if pinned && !hit {
-                return Err(Refusal::Pin.into());
-            }
+        let hit = spki_pins.contains(certificate.spki_sha256()) || certificate_hashes.contains(certificate.sha256());
+        if pinned && !hit {
+            return Err(Refusal::Pin.into());
         }
         Ok(ClientCertVerified::assertion())
     }
@@ -582,6 +581,14 @@ mod tests {
         // Pins do not replace the chain.
         let rules = ClientRules { spki_pins: vec![spki], ..ClientRules::default() };
         assert_eq!(alert(bundle(&[&Ca::new("b")], &[]), &rules, leaf), UNKNOWN_CA);
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_refused_even_without_verification() {
+        let rules = ClientRules { skip_verification: true, ..ClientRules::default() };
+        let leaf = CertificateDer::from_slice(b"\x30\x03\x02\x01\x00");
+        let verified = client(None, true, rules).verify_client_cert(&leaf, &[], UnixTime::now());
+        assert_eq!(verified.unwrap_err(), Error::InvalidCertificate(CertificateError::BadEncoding));
     }
 
     #[test]

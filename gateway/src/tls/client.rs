@@ -103,12 +103,12 @@ impl Client {
         TlsConnector::from(config).connect(name, stream).await.map_err(|error| transport_reason(&error))
     }
 
-    /// Whether the certificate must be valid for the name. Raw TCP has none unless it is fixed.
     /// What a handshake of ours agreed on, once it is complete.
     pub fn facts(&self, connection: &CommonState) -> TlsFacts {
         TlsFacts::new(connection, self.material.certificate.clone())
     }
 
+    /// Whether the certificate must be valid for the name. Raw TCP has none unless it is fixed.
     fn verifies_name(&self, application: Application) -> bool {
         let has_name = application != Application::Tcp || self.settings.server_name != ServerNameSource::Request;
         self.settings.verify_server_name && has_name

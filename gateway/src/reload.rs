@@ -34,6 +34,9 @@ use watch::{Changes, Watch};
 /// How often everything is looked at although no event came. Source: design, Reload rule 1.
 const POLL: Duration = Duration::from_secs(5);
 
+/// Looks after one change, as long as each makes out other directories to watch.
+const MAX_ROUNDS: usize = 4;
+
 /// Certificates whose end the metrics tell, the soonest first.
 const MAX_CERTIFICATES: usize = 100;
 
@@ -192,7 +195,7 @@ impl Reloader {
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick of the poll comes at once: it finds what changed between the first load and the first watch.
         loop {
-            let change = tokio::select! {
+            let mut change = tokio::select! {
                 config = next_changes(&mut watches.config) => Change { config, ..Change::default() },
                 credentials = next_changes(&mut watches.credentials) => Change { credentials, ..Change::default() },
                 _ = poll.tick() => Change::anything(),
@@ -207,12 +210,15 @@ impl Reloader {
                     continue;
                 }
             };
-            let structure = change.config.structure || change.config.unknown;
-            self.reload(change).await;
-            let missed = self.watch_files(&mut watches, structure);
-            // Files may have come into a directory before it was watched.
-            if missed.config.unknown || missed.credentials.unknown {
-                self.reload(missed).await;
+            for _ in 0..MAX_ROUNDS {
+                let structure = change.config.structure || change.config.unknown;
+                let everything = change.credentials.unknown;
+                self.reload(change).await;
+                // Files may have come into a directory before it was watched.
+                change = self.watch_files(&mut watches, structure, everything);
+                if !change.config.unknown && !change.credentials.unknown {
+                    break;
+                }
             }
         }
     }
@@ -255,8 +261,9 @@ impl Reloader {
         update
     }
 
-    /// Follows what the last load has seen; what may have changed unseen.
-    fn watch_files(&self, watches: &mut Watches, structure: bool) -> Change {
+    /// Follows what the last load has seen; what may have changed unseen. `structure`: there may be other directories and
+    /// links in the configuration. `everything`: what could not be watched is tried again.
+    fn watch_files(&self, watches: &mut Watches, structure: bool, everything: bool) -> Change {
         let mut missed = Change::default();
         if structure && let Some(watch) = &mut watches.config {
             missed.config.unknown = watch.follow(lock(&self.sources.loader).directories());
@@ -264,7 +271,8 @@ impl Reloader {
         if let Some(watch) = &mut watches.credentials {
             let credentials = lock(&self.sources.credentials);
             let version = Some(credentials.watched_version());
-            if watches.following != version || watch.is_outdated() {
+            let is_worth_it = watch.is_outdated() || (everything && watch.is_incomplete());
+            if watches.following != version || is_worth_it {
                 let Watched { directories, paths } = credentials.watched();
                 missed.credentials.unknown = !watch.follow_all(directories, paths).is_empty();
                 watches.following = version;

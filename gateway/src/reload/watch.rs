@@ -12,10 +12,10 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
-use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{Error, ErrorKind, Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// As long as changes follow each other at least this fast, they are joined.
 const QUIET: Duration = Duration::from_millis(2);
@@ -40,6 +40,8 @@ pub(super) struct Watch {
     watched: BTreeSet<PathBuf>,
     /// Something that was watched may be another directory by now, or a link may lead elsewhere.
     outdated: bool,
+    /// How many of what is wanted could not be watched.
+    unwatched: usize,
     pending: Pending,
 }
 
@@ -90,6 +92,7 @@ impl Watch {
             entries: BTreeSet::new(),
             watched: BTreeSet::new(),
             outdated: false,
+            unwatched: 0,
             pending: Pending::default(),
         })
     }
@@ -121,6 +124,7 @@ impl Watch {
         }
         self.watched.retain(|path| wanted.contains(path));
         let mut added = Vec::new();
+        let (mut unwatched, mut first) = (0, None);
         for path in wanted {
             if self.watched.contains(&path) {
                 continue;
@@ -130,16 +134,36 @@ impl Watch {
                     added.push(path.clone());
                     self.watched.insert(path);
                 }
-                // Gone since, or out of watches: the poll goes on.
-                Err(error) => debug!(%error, path = %path.display(), "can't watch"),
+                // Gone since: the poll goes on.
+                Err(Error { kind: ErrorKind::PathNotFound, .. }) => {}
+                Err(error) => {
+                    unwatched += 1;
+                    first.get_or_insert(error);
+                }
             }
         }
+        if let Some(error) = first
+            && self.unwatched == 0
+        {
+            warn!(
+                %error,
+                directories = unwatched,
+                "can't watch all directories: changes in them are found up to 5 s later; raise the sysctl \
+                 fs.inotify.max_user_watches if it is used up"
+            );
+        }
+        self.unwatched = unwatched;
         added
     }
 
     /// Whether it is time to follow once more, although nobody asks for other things.
     pub(super) fn is_outdated(&self) -> bool {
         self.outdated
+    }
+
+    /// Whether something could not be watched and is worth another try.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.unwatched > 0
     }
 
     /// Waits for a change, and then for those that come with it. If it is dropped meanwhile, the next call goes on with
@@ -407,6 +431,22 @@ mod tests {
         assert!(given_up.is_err(), "a file that is being written is waited for");
         assert_eq!(fixture.watch.changed().await.paths, [a.clone()]);
         assert!(begin.elapsed() >= LONGEST_WAIT && begin.elapsed() <= LONGEST_WAIT + QUIET, "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_watched_is_tried_again() {
+        let mut fixture = fixture();
+        let (file, root) = (fixture.root().join("file"), fixture.root());
+        fs::write(&file, "").unwrap();
+        let below = file.join("below");
+        fixture.watch.follow([&*root, &*below].into_iter());
+        assert!(fixture.watch.is_incomplete());
+        fs::remove_file(&file).unwrap();
+        fs::create_dir_all(&below).unwrap();
+        assert!(fixture.watch.follow([&*root, &*below].into_iter()), "watched now");
+        assert!(!fixture.watch.is_incomplete());
+        fixture.watch.follow([&*root, &*root.join("missing")].into_iter());
+        assert!(!fixture.watch.is_incomplete(), "nothing is there to be watched");
     }
 
     #[tokio::test]

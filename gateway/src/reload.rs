@@ -172,11 +172,11 @@ impl Reloader {
 
     /// Tells operators what is to be said about `update`.
     fn publish(&mut self, update: &Update) {
-        let Update { loaded: _, refreshed: Refreshed { changed, kept, news: _ }, diagnostics } = update;
+        let Update { loaded: _, refreshed: Refreshed { changed, kept, dropped, news: _ }, diagnostics } = update;
         self.admin.diagnostics.store(Arc::new(Arc::clone(diagnostics)));
         self.log_news(diagnostics);
-        if !changed.is_empty() || !kept.is_empty() {
-            info!(changed = %Names(changed), kept = %Names(kept), "credentials");
+        if !changed.is_empty() || !kept.is_empty() || !dropped.is_empty() {
+            info!(changed = %Names(changed), kept = %Names(kept), dropped = %Names(dropped), "credentials");
             let soonest = lock(&self.sources.credentials).report(MAX_CERTIFICATES);
             self.gateway.telemetry.metrics.certificates.set(soonest.into_iter().map(Into::into).collect());
         }

@@ -122,6 +122,8 @@ pub struct Refreshed {
     pub changed: Vec<String>,
     /// Credentials whose replacement can't be used or is gone: the last good one stays.
     pub kept: Vec<String>,
+    /// Credentials that nothing asks for any more.
+    pub dropped: Vec<String>,
     /// Findings may have changed.
     pub news: bool,
 }
@@ -205,10 +207,11 @@ impl Credentials {
             ),
             None => (false, false),
         };
-        let mut moved = false;
+        let (mut moved, mut refreshed) = (false, Refreshed::default());
         if !same_wishes {
             let (certificates, authorities) = wanted(snapshot, uses);
-            moved = self.certificates.want(certificates) | self.authorities.want(authorities);
+            moved = self.certificates.want(certificates, &mut refreshed);
+            moved |= self.authorities.want(authorities, &mut refreshed);
             self.asked = Some((Arc::clone(snapshot), Arc::clone(uses)));
         }
         if !same_secrets {
@@ -222,7 +225,6 @@ impl Credentials {
             }
             Rescan::Changed(paths) => paths.iter().for_each(|path| self.doubt(path)),
         }
-        let mut refreshed = Refreshed::default();
         moved |= self.certificates.refresh(&self.places, &snapshot.secrets, &mut refreshed);
         moved |= self.authorities.refresh(&self.places, &snapshot.secrets, &mut refreshed);
         if moved {

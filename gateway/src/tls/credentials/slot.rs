@@ -170,10 +170,13 @@ impl<T: Material> Slots<T> {
         self.0.iter().filter_map(|(source, slot)| Some((source, slot.good.as_ref()?)))
     }
 
-    /// Makes room for `sources` and forgets all others; whether there were any.
-    pub(super) fn want(&mut self, sources: AHashSet<T::Source>) -> bool {
+    /// Makes room for `sources` and forgets all others; whether something else is to be watched.
+    pub(super) fn want(&mut self, sources: AHashSet<T::Source>, refreshed: &mut Refreshed) -> bool {
         let before = self.0.len();
-        self.0.retain(|source, _| sources.contains(source));
+        let dropped = self.0.extract_if(|source, _| !sources.contains(source));
+        let known = refreshed.dropped.len();
+        refreshed.dropped.extend(dropped.filter(|(_, slot)| slot.good.is_some()).map(|(source, _)| T::name(&source)));
+        refreshed.news |= refreshed.dropped.len() > known;
         let kept = self.0.len();
         for source in sources {
             self.0.entry(source).or_default();

@@ -304,6 +304,19 @@ fn an_expired_certificate_is_served_and_told() {
 }
 
 #[test]
+fn what_nothing_asks_for_any_more_is_dropped() {
+    let mut fixture = Fixture::new(&[("SIMPLE", SHOP)]);
+    let (chain, key) = pair("one.example.com");
+    fixture.put(SHOP, &[("tls.crt", &chain), ("tls.key", &key)]);
+    fixture.refresh(Rescan::All);
+    assert_eq!(fixture.credentials.report(10).len(), 1);
+    fs::remove_file(fixture.directory.path().join("config/gateway.yaml")).unwrap();
+    let refreshed = fixture.load();
+    assert_eq!((&*refreshed.dropped, refreshed.news), (&["secret shop-cert".to_owned()][..], true));
+    assert!(fixture.credentials.report(10).is_empty());
+}
+
+#[test]
 fn names_that_are_paths_lead_nowhere() {
     let fixture = Fixture::new(&[("SIMPLE", SHOP)]);
     for name in ["../certs", "..", ".", "", "a/b", "/etc"] {

@@ -331,7 +331,7 @@ impl Credentials {
         watched
     }
 
-    /// The certificates in use, the soonest to end first, at most `limit`.
+    /// The certificates in use, the soonest to end first: our own, and of all others as many as `limit` leaves room for.
     pub fn report(&self, limit: usize) -> Vec<CredentialReport> {
         let leaves =
             self.certificates.good().map(|(source, credential)| (Origin::Certificate(source), credential.leaf()));
@@ -339,8 +339,10 @@ impl Credentials {
             authority.certificates().iter().map(move |certificate| (Origin::Ca(source), certificate))
         });
         let mut certificates: Vec<(Origin<'_>, &Certificate)> = leaves.chain(authorities).collect();
-        certificates.sort_by_key(|(origin, certificate)| (certificate.not_after(), *origin));
+        // Our own comes first, and so is always among them.
+        certificates.sort_by_key(|(origin, certificate)| (!origin.is_identity(), certificate.not_after(), *origin));
         certificates.truncate(limit);
+        certificates.sort_by_key(|(origin, certificate)| (certificate.not_after(), *origin));
         certificates.into_iter().map(|(origin, certificate)| CredentialReport::new(origin, certificate)).collect()
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ahash::AHashSet;
 use arc_swap::ArcSwap;
 
 use super::Page;
@@ -25,8 +26,11 @@ pub struct CertificateExpiry {
 }
 
 impl Certificates {
-    /// Takes the place of what was known before.
-    pub fn set(&self, certificates: Vec<CertificateExpiry>) {
+    /// Takes the place of what was known before. Of certificates with one serial number, such as the roots of a bundle,
+    /// the first in the list stands for all: each time series must be told once.
+    pub fn set(&self, mut certificates: Vec<CertificateExpiry>) {
+        let mut seen = AHashSet::new();
+        certificates.retain(|certificate| seen.insert((certificate.credential.clone(), certificate.serial.clone())));
         self.0.store(Arc::new(certificates));
     }
 
@@ -47,5 +51,24 @@ impl Certificates {
                 page.gauge("istio_agent_cert_expiry_seconds", &labels, left(certificate).as_secs());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_is_told_once_and_by_the_first_to_end() {
+        let certificates = Certificates::default();
+        let expiry = |credential: &str, serial: &str, end| CertificateExpiry {
+            credential: credential.to_owned(),
+            serial: serial.to_owned(),
+            is_identity: false,
+            not_after: UNIX_EPOCH + Duration::from_secs(end),
+        };
+        let (first, other) = (expiry("the CA of secret a", "01", 1), expiry("the CA of secret b", "01", 3));
+        certificates.set(vec![first.clone(), expiry("the CA of secret a", "01", 2), other.clone()]);
+        assert_eq!(**certificates.0.load(), [first, other]);
     }
 }

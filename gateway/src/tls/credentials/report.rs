@@ -36,6 +36,13 @@ pub(super) enum Origin<'s> {
     Ca(&'s CaSource),
 }
 
+impl Origin<'_> {
+    /// It is the workload's own.
+    pub(super) fn is_identity(self) -> bool {
+        self == Self::Certificate(&CertificateSource::Workload)
+    }
+}
+
 impl CredentialReport {
     pub(super) fn new(origin: Origin<'_>, certificate: &Certificate) -> Self {
         let (name, is_authority) = match origin {
@@ -45,7 +52,7 @@ impl CredentialReport {
         Self {
             name,
             is_authority,
-            is_identity: origin == Origin::Certificate(&CertificateSource::Workload),
+            is_identity: origin.is_identity(),
             serial: certificate.serial().to_owned(),
             subject_alt_names: certificate.subject_alt_names().to_vec(),
             not_before: certificate.not_before(),

@@ -283,6 +283,15 @@ fn the_identity_comes_from_files() {
     fs::write(identity.join("root-cert.pem"), ca()).unwrap();
     fixture.refresh(Rescan::Changed(&[identity.join("key.pem"), identity.join("root-cert.pem")]));
     assert_eq!(host(&of(&fixture).unwrap()), "mesh.example.com");
+    // It ends later than the CA, and is reported all the same.
+    let mut early = CertificateParams::default();
+    early.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    early.not_after = date_time_ymd(2030, 1, 1);
+    let early = early.self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
+    fs::write(identity.join("root-cert.pem"), early).unwrap();
+    fixture.refresh(Rescan::Changed(&[identity.join("root-cert.pem")]));
+    let report = |limit| fixture.credentials.report(limit).iter().map(|it| it.is_identity).collect::<Vec<_>>();
+    assert_eq!((report(1), report(2)), (vec![true], vec![false, true]));
     assert!(fixture.credentials.authority(&CaSource::Workload { crl: None }).is_ok());
 }
 

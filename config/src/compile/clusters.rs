@@ -157,10 +157,11 @@ impl Memo {
     /// What there is to say about the clusters, and about the services and rules that they are made of.
     fn find(&self, context: &Context<'_>) -> Vec<Diagnostic> {
         let mut report = Report::default();
-        let mut rules: Vec<&Arc<Rule>> = Vec::new();
+        // With whether raw TCP goes there.
+        let mut rules: Vec<(&Arc<Rule>, bool)> = Vec::new();
         let mut services: Vec<&Arc<Service>> = Vec::new();
         for (name, made) in &self.made {
-            rules.extend(&made.rule);
+            rules.extend(made.rule.iter().map(|rule| (rule, made.has_streams())));
             services.extend(made.service.iter().filter(|service| !service.diagnostics.is_empty()));
             let is_dull = match &made.outcome {
                 Ok(cluster) => cluster.subset.is_empty() && cluster.tls.is_none() && !made.wants_mutual_tls(context),
@@ -187,9 +188,12 @@ impl Memo {
                 }
             }
         }
-        rules.sort_unstable_by_key(|rule| Arc::as_ptr(rule));
-        rules.dedup_by_key(|rule| Arc::as_ptr(rule));
-        rules.into_iter().for_each(|rule| policy::report(rule, context.namespace, &mut report));
+        // Of equal rules the first one stays: that with raw TCP.
+        rules.sort_unstable_by_key(|(rule, has_streams)| (Arc::as_ptr(rule), !has_streams));
+        rules.dedup_by_key(|(rule, _)| Arc::as_ptr(rule));
+        for (rule, has_streams) in rules {
+            policy::report(rule, has_streams, context.namespace, &mut report);
+        }
         services.sort_unstable_by_key(|service| Arc::as_ptr(service));
         services.dedup_by_key(|service| Arc::as_ptr(service));
         report.diagnostics.extend(services.into_iter().flat_map(|service| service.diagnostics.clone()));
@@ -220,6 +224,11 @@ impl Memo {
 }
 
 impl Made {
+    /// Whether raw TCP goes to the cluster.
+    fn has_streams(&self) -> bool {
+        self.users.iter().any(|user| !user.streams.is_empty())
+    }
+
     /// The mentions of the cluster, which is called `name`.
     fn references(&self, name: &ClusterName) -> impl Iterator<Item = &ClusterReference> {
         let references = self.users.iter().flat_map(|user| &user.clusters);

@@ -102,25 +102,25 @@ fn of_port(policy: &TrafficPolicy, port: u16) -> Option<(usize, &PortTrafficPoli
     settings.find(|(_, settings)| settings.port.is_some_and(|selector| selector.number == u32::from(port)))
 }
 
-/// Names what this gateway doesn't honour of a rule that is in use.
-pub(super) fn report(rule: &Rule, namespace: &str, report: &mut Report) {
+/// Names what this gateway doesn't honour of a rule that is in use, with `has_streams` by raw TCP.
+pub(super) fn report(rule: &Rule, has_streams: bool, namespace: &str, report: &mut Report) {
     for (resource, spec) in rule.parts() {
         let DestinationRule { host: _, traffic_policy, subsets, export_to: _, workload_selector: _ } = spec;
         let field = Field::spec(resource);
         if let Some(policy) = traffic_policy {
-            report_policy(policy, &field.name("trafficPolicy"), namespace, report);
+            report_policy(policy, &field.name("trafficPolicy"), has_streams, namespace, report);
         }
         let list = field.name("subsets");
         for (i, Subset { name: _, labels: _, traffic_policy }) in subsets.iter().enumerate() {
             if let Some(policy) = traffic_policy {
                 let subset = list.index(i);
-                report_policy(policy, &subset.name("trafficPolicy"), namespace, report);
+                report_policy(policy, &subset.name("trafficPolicy"), has_streams, namespace, report);
             }
         }
     }
 }
 
-fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, namespace: &str, report: &mut Report) {
+fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, has_streams: bool, namespace: &str, report: &mut Report) {
     let TrafficPolicy {
         load_balancer,
         connection_pool,
@@ -138,7 +138,7 @@ fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, namespace: &str, rep
         let blocks = Blocks { load_balancer, connection_pool, outlier_detection, tls };
         report_blocks(&blocks, &list.index(i), namespace, report);
     }
-    if tunnel.is_some() {
+    if tunnel.is_some() && has_streams {
         let message = "not supported yet: raw TCP goes to the destination without a tunnel (HTTP always does)";
         report.unsupported(field.name("tunnel"), message);
     }

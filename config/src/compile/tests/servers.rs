@@ -374,6 +374,34 @@ fn destinations_of_raw_tcp() {
     }
 }
 
+/// §5.8: HTTP never takes a tunnel, so nothing is lost there.
+#[test]
+fn tunnels_are_for_raw_tcp() {
+    let yaml = gateway(
+        "gw",
+        "web",
+        &[server(80, "HTTP", "['*']", ""), named_server(9000, "t", "TCP", "['*']", "")].join(", "),
+    ) + &document(
+        "ServiceEntry",
+        "n",
+        "s",
+        "spec: {hosts: [s.com], ports: [{number: 9000, name: tcp, protocol: TCP}], resolution: DNS}",
+    ) + &document(
+        "DestinationRule",
+        "n",
+        "r",
+        "spec: {host: s.com, trafficPolicy: {tunnel: {targetHost: t.com, targetPort: 1}}}",
+    );
+    let http = tcp("[gw/web]", "", "s.com").replace("'*'", "h.com").replace("tcp:", "http:");
+    let http = virtual_service("n", "h", &http);
+    let tcp = virtual_service("n", "t", &tcp("[gw/web]", "", "s.com"));
+    for (services, is_named) in [(http.clone(), false), (tcp.clone(), true), (http + &tcp, true)] {
+        let found = findings(&compiled(&(yaml.clone() + &services)), Severity::Warning);
+        let found: Vec<_> = found.iter().filter(|found| found.contains("spec.trafficPolicy.tunnel")).collect();
+        assert_eq!(found.len(), usize::from(is_named), "{services}: {found:?}");
+    }
+}
+
 /// §3.20: limits of the first destination's service, from the top of its policy alone.
 #[test]
 fn time_limits_of_raw_tcp() {

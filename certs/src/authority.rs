@@ -25,6 +25,7 @@ pub struct Authority {
     anchors: Arc<Anchors>,
     certificates: Vec<Certificate>,
     crls: Vec<Crl>,
+    has_namesakes: bool,
 }
 
 /// Trust anchors, and how the certificates that they come from are known again.
@@ -32,7 +33,6 @@ struct Anchors {
     anchors: Vec<TrustAnchor<'static>>,
     /// Of the anchor in the same place.
     limits: Vec<Limits>,
-    has_namesakes: bool,
     certificates: AHashSet<[u8; 32]>,
     subjects: Vec<DistinguishedName>,
 }
@@ -47,6 +47,8 @@ pub(crate) struct Limits {
     pub(crate) sha256: [u8; 32],
     /// The name, as in certificates.
     pub(crate) subject: Box<[u8]>,
+    /// Its SubjectPublicKeyInfo, if it may sign CRLs.
+    crl_key: Option<Box<[u8]>>,
 }
 
 pub(crate) struct Crl {
@@ -55,7 +57,7 @@ pub(crate) struct Crl {
     pub(crate) issuer: Box<[u8]>,
     pub(crate) this_update: SystemTime,
     pub(crate) next_update: Option<SystemTime>,
-    /// SHA-256 of the certificates of the bundle that have signed it.
+    /// SHA-256 of the certificates of the trust anchors that have signed it and may do so.
     pub(crate) signers: Vec<[u8; 32]>,
 }
 
@@ -91,8 +93,7 @@ impl Authority {
             let read = Certificate::parse(der).map_err(|_| Error::Certificate { part, number: index + 1 });
             certificates.push(read?);
         }
-        let crls = crls(crl, &certificates)?;
-        Ok(Self { anchors: Arc::new(Anchors::new(&bundle)?), certificates, crls })
+        Self::new(Arc::new(Anchors::new(&bundle)?), certificates, crl)
     }
 
     /// The operating system's roots (or those of `SSL_CERT_FILE`, `SSL_CERT_DIR`), read once a process.
@@ -102,7 +103,20 @@ impl Authority {
     pub fn system(crl: Option<&[u8]>) -> Result<Self, Error> {
         static ROOTS: OnceLock<Option<Arc<Anchors>>> = OnceLock::new();
         let anchors = ROOTS.get_or_init(system_roots).clone().ok_or(Error::NoSystemRoots)?;
-        Ok(Self { anchors, certificates: Vec::new(), crls: crls(crl, &[])? })
+        Self::new(anchors, Vec::new(), crl)
+    }
+
+    /// As if these were the operating system's roots.
+    #[cfg(test)]
+    pub(crate) fn of_roots(roots: &[CertificateDer<'_>], crl: Option<&[u8]>) -> Result<Self, Error> {
+        Self::new(Arc::new(Anchors::new(roots)?), Vec::new(), crl)
+    }
+
+    fn new(anchors: Arc<Anchors>, certificates: Vec<Certificate>, crl: Option<&[u8]>) -> Result<Self, Error> {
+        let crls = crls(crl, &anchors.limits)?;
+        let bearers = |name: &[u8]| anchors.limits.iter().filter(|limits| *limits.subject == *name).count();
+        let has_namesakes = crls.iter().any(|crl| bearers(&crl.issuer) > 1);
+        Ok(Self { anchors, certificates, crls, has_namesakes })
     }
 
     /// The certificates of the bundle; none for the operating system's.
@@ -125,9 +139,9 @@ impl Authority {
         &self.anchors.limits
     }
 
-    /// Whether two trust anchors have the same name.
+    /// Whether two trust anchors have the same name, and there is a CRL in that name.
     pub(crate) fn has_namesakes(&self) -> bool {
-        self.anchors.has_namesakes
+        self.has_namesakes
     }
 
     /// Whether `der` is one of the bundle's certificates.
@@ -160,15 +174,12 @@ impl Anchors {
         let mut anchors = Self {
             anchors: Vec::with_capacity(bundle.len()),
             limits: Vec::with_capacity(bundle.len()),
-            has_namesakes: false,
             certificates: AHashSet::with_capacity(bundle.len()),
             subjects: Vec::with_capacity(bundle.len()),
         };
         for (index, der) in bundle.iter().enumerate() {
             anchors.add(der).map_err(|_| Error::Anchor(index + 1))?;
         }
-        let names: AHashSet<&[u8]> = anchors.limits.iter().map(|limits| &*limits.subject).collect();
-        anchors.has_namesakes = names.len() < anchors.limits.len();
         Ok(anchors)
     }
 
@@ -186,12 +197,15 @@ impl Anchors {
         let anchor = anchor_from_trusted_cert(der).map_err(|_| Error::NotACertificate)?;
         self.anchors.push(anchor.to_owned());
         let constraints = parsed.basic_constraints().ok().flatten();
+        let usage = parsed.key_usage().ok().flatten();
+        let signs_crls = usage.is_none_or(|usage| usage.value.crl_sign());
         self.limits.push(Limits {
             not_before: certificate::time(parsed.validity().not_before.timestamp()),
             not_after: certificate::time(parsed.validity().not_after.timestamp()),
             path_length: constraints.and_then(|constraints| constraints.value.path_len_constraint),
             sha256,
             subject: parsed.subject().as_raw().into(),
+            crl_key: signs_crls.then(|| parsed.public_key().raw.into()),
         });
         Ok(())
     }
@@ -222,7 +236,7 @@ fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
 }
 
 /// The newest first: of several lists by one issuer the first one counts.
-fn crls(text: Option<&[u8]>, bundle: &[Certificate]) -> Result<Vec<Crl>, Error> {
+fn crls(text: Option<&[u8]>, anchors: &[Limits]) -> Result<Vec<Crl>, Error> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(Vec::new()) };
     let mut crls = Vec::new();
     for (index, der) in pem::crls(text)?.iter().enumerate() {
@@ -234,27 +248,23 @@ fn crls(text: Option<&[u8]>, bundle: &[Certificate]) -> Result<Vec<Crl>, Error> 
             issuer: parsed.issuer().as_raw().into(),
             this_update: certificate::time(parsed.last_update().timestamp()),
             next_update: parsed.next_update().map(|time| certificate::time(time.timestamp())),
-            signers: signers(&parsed, bundle),
+            signers: signers(&parsed, anchors),
         });
     }
     crls.sort_by_key(|crl| std::cmp::Reverse(crl.this_update));
     Ok(crls)
 }
 
-fn signers(crl: &CertificateRevocationList<'_>, bundle: &[Certificate]) -> Vec<[u8; 32]> {
-    let mut signers = Vec::new();
-    for candidate in bundle {
-        let Ok(certificate) = certificate::parse(candidate.der()) else { continue };
-        let signed = Signed {
-            message: crl.tbs_cert_list.as_ref(),
-            algorithm: &crl.signature_algorithm,
-            signature: &crl.signature_value,
-        };
-        if certificate.subject().as_raw() == crl.issuer().as_raw() && signed.is_by(certificate.public_key()) {
-            signers.push(*candidate.sha256());
-        }
-    }
-    signers
+fn signers(crl: &CertificateRevocationList<'_>, anchors: &[Limits]) -> Vec<[u8; 32]> {
+    let signed = Signed {
+        message: crl.tbs_cert_list.as_ref(),
+        algorithm: &crl.signature_algorithm,
+        signature: &crl.signature_value,
+    };
+    let name = crl.issuer().as_raw();
+    let signs =
+        |anchor: &&Limits| *anchor.subject == *name && anchor.crl_key.as_ref().is_some_and(|key| signed.is_by(key));
+    anchors.iter().filter(signs).map(|anchor| anchor.sha256).collect()
 }
 
 #[cfg(test)]

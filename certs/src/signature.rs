@@ -8,7 +8,7 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, PeerMisbehaved};
 use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use webpki::RawPublicKeyEntity;
 use x509_parser::der_parser::asn1_rs::BitString;
-use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
+use x509_parser::x509::AlgorithmIdentifier;
 
 use crate::certificate;
 
@@ -28,9 +28,9 @@ pub(crate) struct Signed<'a> {
 }
 
 impl Signed<'_> {
-    /// Whether `key` has made the signature.
-    pub(crate) fn is_by(&self, key: &SubjectPublicKeyInfo<'_>) -> bool {
-        let key = SubjectPublicKeyInfoDer::from(key.raw);
+    /// Whether the key of this SubjectPublicKeyInfo has made the signature.
+    pub(crate) fn is_by(&self, key: &[u8]) -> bool {
+        let key = SubjectPublicKeyInfoDer::from(key);
         let Ok(key) = RawPublicKeyEntity::try_from(&key) else { return false };
         let named = self.algorithm.algorithm.as_bytes();
         algorithms().all.iter().any(|algorithm| {

@@ -509,6 +509,39 @@ mod tests {
     }
 
     #[test]
+    fn revocation_below_many_roots() {
+        let (root, twins) = (Ca::new("root"), [Ca::new("twin"), Ca::new("twin")]);
+        let roots = [&root, &twins[0], &twins[1]].map(|ca| ca.certificate.der().clone());
+        let check = |ca: &Ca, crls: &[String]| {
+            let authority = Authority::of_roots(&roots, Some(crls.concat().as_bytes())).unwrap();
+            alert(authority, &ClientRules::default(), ca.leaf(serial(7)).credential(&[]))
+        };
+        assert_eq!(check(&root, &[root.crl(-1, 1, &[8])]), None);
+        assert_eq!(check(&root, &[root.crl(-1, 1, &[7])]), REVOKED);
+        assert_eq!(check(&twins[0], &[root.crl(-1, 1, &[])]), UNKNOWN_CA, "none of its issuer");
+        let crls = [twins[0].crl(-1, 1, &[7]), twins[1].crl(-1, 1, &[])];
+        assert_eq!(check(&twins[0], &crls), REVOKED);
+        assert_eq!(check(&twins[1], &crls), None);
+    }
+
+    #[test]
+    fn who_may_sign_lists() {
+        let usage = |usages: &[KeyUsagePurpose]| {
+            let (mut parameters, key) = (parameters("a", &[]), pki::ecdsa());
+            parameters.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            parameters.key_usages = usages.to_vec();
+            let certificate = parameters.self_signed(&key).unwrap();
+            // Else rcgen does not sign.
+            parameters.key_usages.clear();
+            let ca = Ca { certificate, issuer: rcgen::Issuer::new(parameters, key) };
+            let leaf = ca.leaf(client_parameters()).credential(&[]);
+            alert(bundle(&[&ca], &[ca.crl(-1, 1, &[])]), &ClientRules::default(), leaf)
+        };
+        assert_eq!(usage(&[KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign]), None);
+        assert_eq!(usage(&[KeyUsagePurpose::KeyCertSign]), UNKNOWN_CA);
+    }
+
+    #[test]
     fn names() {
         let ca = Ca::new("a");
         let mut parameters = client_parameters();

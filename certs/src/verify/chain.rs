@@ -56,7 +56,8 @@ struct Check<'a> {
 impl Check<'_> {
     fn usual(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), CertificateError> {
         let now = self.time();
-        let current: Vec<&Crl> = self.authority.crls().iter().filter(|crl| crl.this_update <= now).collect();
+        let current: Vec<&Crl> =
+            self.authority.crls().iter().filter(|crl| crl.this_update <= now && self.counts(crl)).collect();
         let result = if current.is_empty() || !self.authority.has_namesakes() {
             self.path(leaf, intermediates, self.authority.anchors(), current.iter().copied())
         } else {
@@ -70,6 +71,12 @@ impl Check<'_> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Not a list in the name of a trust anchor that no trust anchor of that name has signed, or not rightly so: webpki
+    /// does not see the key usage of an anchor.
+    fn counts(&self, crl: &Crl) -> bool {
+        !crl.signers.is_empty() || !self.authority.limits().iter().any(|limits| limits.subject == crl.issuer)
     }
 
     fn path<'c>(
@@ -196,7 +203,7 @@ impl Check<'_> {
                 && is_authority(&issuer)
                 && valid
                 && !constrained
-                && signed.is_by(issuer.public_key())
+                && signed.is_by(issuer.public_key().raw)
             {
                 return Some(*candidate.sha256());
             }

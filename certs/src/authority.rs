@@ -47,6 +47,10 @@ pub(crate) struct Limits {
     pub(crate) sha256: [u8; 32],
     /// The name, as in certificates.
     pub(crate) subject: Box<[u8]>,
+    pub(crate) serial: Box<[u8]>,
+    /// Among the limits, the place of those of the anchor that has signed it and may sign CRLs; its own if it bears the
+    /// name of its issuer.
+    issuer: Option<usize>,
     /// Its SubjectPublicKeyInfo, if it may sign CRLs.
     crl_key: Option<Box<[u8]>>,
 }
@@ -134,6 +138,11 @@ impl Authority {
         self.limits().get(position)
     }
 
+    /// The limits of the trust anchor above.
+    pub(crate) fn issuer_of(&self, limits: &Limits) -> Option<&Limits> {
+        self.limits().get(limits.issuer?)
+    }
+
     /// The limits of [`Authority::anchors`], in the same order.
     pub(crate) fn limits(&self) -> &[Limits] {
         &self.anchors.limits
@@ -180,6 +189,9 @@ impl Anchors {
         for (index, der) in bundle.iter().enumerate() {
             anchors.add(der).map_err(|_| Error::Anchor(index + 1))?;
         }
+        for der in bundle {
+            anchors.find_issuer(der);
+        }
         Ok(anchors)
     }
 
@@ -205,9 +217,30 @@ impl Anchors {
             path_length: constraints.and_then(|constraints| constraints.value.path_len_constraint),
             sha256,
             subject: parsed.subject().as_raw().into(),
+            serial: parsed.raw_serial().into(),
+            issuer: None,
             crl_key: signs_crls.then(|| parsed.public_key().raw.into()),
         });
         Ok(())
+    }
+
+    fn find_issuer(&mut self, der: &CertificateDer<'_>) {
+        let Ok(parsed) = certificate::parse(der) else { return };
+        let sha256 = certificate::sha256(der);
+        let Some(own) = self.limits.iter().position(|limits| limits.sha256 == sha256) else { return };
+        self.limits[own].issuer = if is_self_issued(&parsed) {
+            Some(own)
+        } else {
+            let signed = Signed::certificate(&parsed);
+            self.limits.iter().position(|limits| limits.has_signed(parsed.issuer().as_raw(), &signed))
+        };
+    }
+}
+
+impl Limits {
+    /// Whether it has signed what was issued in the name of `issuer`, and may sign CRLs.
+    fn has_signed(&self, issuer: &[u8], signed: &Signed<'_>) -> bool {
+        *self.subject == *issuer && self.crl_key.as_ref().is_some_and(|key| signed.is_by(key))
     }
 }
 
@@ -261,9 +294,7 @@ fn signers(crl: &CertificateRevocationList<'_>, anchors: &[Limits]) -> Vec<[u8; 
         algorithm: &crl.signature_algorithm,
         signature: &crl.signature_value,
     };
-    let name = crl.issuer().as_raw();
-    let signs =
-        |anchor: &&Limits| *anchor.subject == *name && anchor.crl_key.as_ref().is_some_and(|key| signed.is_by(key));
+    let signs = |anchor: &&Limits| anchor.has_signed(crl.issuer().as_raw(), &signed);
     anchors.iter().filter(signs).map(|anchor| anchor.sha256).collect()
 }
 

@@ -7,6 +7,7 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signatur
 use rustls::{CertificateError, DigitallySignedStruct, Error, PeerMisbehaved};
 use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use webpki::RawPublicKeyEntity;
+use x509_parser::certificate::X509Certificate;
 use x509_parser::der_parser::asn1_rs::BitString;
 use x509_parser::x509::AlgorithmIdentifier;
 
@@ -27,7 +28,15 @@ pub(crate) struct Signed<'a> {
     pub(crate) signature: &'a BitString<'a>,
 }
 
-impl Signed<'_> {
+impl<'a> Signed<'a> {
+    pub(crate) fn certificate(certificate: &'a X509Certificate<'_>) -> Self {
+        Self {
+            message: certificate.tbs_certificate.as_ref(),
+            algorithm: &certificate.signature_algorithm,
+            signature: &certificate.signature_value,
+        }
+    }
+
     /// Whether the key of this SubjectPublicKeyInfo has made the signature.
     pub(crate) fn is_by(&self, key: &[u8]) -> bool {
         let key = SubjectPublicKeyInfoDer::from(key);

@@ -490,6 +490,29 @@ mod tests {
         assert_eq!(check(&[root.crl(-1, 1, &[]), middle.crl(-1, 1, &[7])]), REVOKED);
         assert_eq!(check(&[root.crl(1, 2, &[]), middle.crl(-1, 1, &[])]), EXPIRED);
 
+        // An intermediate of the bundle is judged as well, whether the client sends it or not.
+        for above in [&[][..], &[&middle]] {
+            let leaf = middle.leaf(serial(7)).credential(above);
+            for cas in [[&root, &middle], [&middle, &root]] {
+                let check = |crls: &[String]| alert(bundle(&cas, crls), &rules, leaf.clone());
+                assert_eq!(check(&[root.crl(-1, 1, &[]), middle.crl(-1, 1, &[])]), None);
+                assert_eq!(check(&[root.crl(-1, 1, &[99]), middle.crl(-1, 1, &[])]), REVOKED);
+                assert_eq!(check(&[root.crl(-1, 1, &[]), middle.crl(-1, 1, &[7])]), REVOKED);
+                assert_eq!(check(&[middle.crl(-1, 1, &[])]), UNKNOWN_CA, "none of the root");
+                assert_eq!(check(&[root.crl(-2, -1, &[]), middle.crl(-1, 1, &[])]), EXPIRED);
+                assert_eq!(check(&[root.crl(1, 2, &[]), middle.crl(-1, 1, &[])]), EXPIRED, "not yet valid");
+            }
+        }
+        let mut also_ca = serial(7);
+        also_ca.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let leaf = middle.leaf(also_ca).credential(&[]);
+        let crls = [root.crl(-1, 1, &[99]), middle.crl(-1, 1, &[])];
+        assert_eq!(alert(bundle(&[&root, &middle], &crls), &rules, leaf), REVOKED);
+        // Without the root nobody can tell whether its list is genuine.
+        let leaf = middle.leaf(serial(7)).credential(&[]);
+        let crls = [root.crl(-1, 1, &[]), middle.crl(-1, 1, &[])];
+        assert_eq!(alert(bundle(&[&middle], &crls), &rules, leaf), UNKNOWN_CA);
+
         // Two CAs of one name, each with its list.
         let next = Ca::new("root");
         let crls = [root.crl(-1, 1, &[7]), next.crl(-1, 1, &[8])];

@@ -14,7 +14,7 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
 use x509_parser::x509::X509Version;
 
-use crate::authority::{Authority, Crl, is_authority};
+use crate::authority::{Authority, Crl, Limits, is_authority};
 use crate::certificate;
 use crate::signature::{self, Signed};
 
@@ -149,22 +149,35 @@ impl Check<'_> {
         if limits.path_length.is_some_and(|longest| between > longest) {
             return Err(webpki::Error::PathLenConstraintViolated);
         }
-        Ok(())
+        if self.authority.crls().is_empty() {
+            return Ok(());
+        }
+        self.status_of_anchor(limits).map_err(|error| match error {
+            CertificateError::Revoked => webpki::Error::CertRevoked,
+            CertificateError::Expired => webpki::Error::CrlExpired { time: self.now, next_update: self.now },
+            _ => webpki::Error::UnknownRevocationStatus,
+        })
     }
 
     /// Leaves that webpki does not take but OpenSSL does: version 1, as `openssl x509 -req` makes them without
     /// extensions, and CAs. They must come from a certificate of the bundle, with nothing in between.
     fn unusual(&self) -> Result<(), CertificateError> {
-        let now = self.time();
         let issuer = self.issuer().ok_or(CertificateError::UnknownIssuer)?;
         self.own_validity()?;
         if self.authority.crls().is_empty() {
             return Ok(());
         }
 
-        let mut lists = self.authority.crls().iter().filter(|crl| crl.signers.contains(&issuer));
-        let Some(crl) = lists.find(|crl| crl.this_update <= now) else {
-            let future = self.future_list(&[]);
+        self.status(self.parsed.raw_serial(), issuer)?;
+        self.status_of_anchor(issuer)
+    }
+
+    /// What the list of the issuer says.
+    fn status(&self, serial: &[u8], issuer: &Limits) -> Result<(), CertificateError> {
+        let now = self.time();
+        let lists = || self.authority.crls().iter().filter(|crl| crl.signers.contains(&issuer.sha256));
+        let Some(crl) = lists().find(|crl| crl.this_update <= now) else {
+            let future = lists().next().is_some();
             return Err(if future { CertificateError::NotValidYet } else { CertificateError::UnknownRevocationStatus });
         };
         // A list about some of the CA's certificates only.
@@ -174,21 +187,33 @@ impl Check<'_> {
         if crl.next_update.is_none_or(|end| now >= end) {
             return Err(CertificateError::Expired);
         }
-        match crl.list.find_serial(self.parsed.raw_serial()) {
+        match crl.list.find_serial(serial) {
             Ok(None) => Ok(()),
             Ok(Some(_)) => Err(CertificateError::Revoked),
             Err(_) => Err(CertificateError::UnknownRevocationStatus),
         }
     }
 
-    /// SHA-256 of the CA of the bundle that has signed the leaf.
-    fn issuer(&self) -> Option<[u8; 32]> {
+    /// webpki is content with the nearest trust anchor. If that is no root, lists have a say about it as well, and about
+    /// those above it.
+    fn status_of_anchor(&self, anchor: &Limits) -> Result<(), CertificateError> {
+        let mut anchor = anchor;
+        // Two may have signed each other.
+        for _ in self.authority.limits() {
+            let issuer = self.authority.issuer_of(anchor).ok_or(CertificateError::UnknownRevocationStatus)?;
+            if std::ptr::eq(issuer, anchor) {
+                return Ok(());
+            }
+            self.status(&anchor.serial, issuer)?;
+            anchor = issuer;
+        }
+        Err(CertificateError::UnknownRevocationStatus)
+    }
+
+    /// The CA of the bundle that has signed the leaf.
+    fn issuer(&self) -> Option<&Limits> {
         let leaf = self.parsed;
-        let signed = Signed {
-            message: leaf.tbs_certificate.as_ref(),
-            algorithm: &leaf.signature_algorithm,
-            signature: &leaf.signature_value,
-        };
+        let signed = Signed::certificate(leaf);
         if leaf.tbs_certificate.signature != leaf.signature_algorithm {
             return None;
         }
@@ -205,7 +230,7 @@ impl Check<'_> {
                 && !constrained
                 && signed.is_by(issuer.public_key().raw)
             {
-                return Some(*candidate.sha256());
+                return self.authority.limits().iter().find(|limits| limits.sha256 == *candidate.sha256());
             }
         }
         None
@@ -254,11 +279,14 @@ impl Check<'_> {
         if suits { Ok(()) } else { Err(CertificateError::InvalidPurpose) }
     }
 
-    /// Whether one of the issuers has a CRL that is not valid yet.
+    /// Whether one of the issuers, or of those above a trust anchor among them, has a CRL that is not valid yet.
     fn future_list(&self, intermediates: &[CertificateDer<'_>]) -> bool {
         let now = self.time();
-        let is_future =
-            |issuer: &[u8]| self.authority.crls().iter().any(|crl| crl.this_update > now && *crl.issuer == *issuer);
+        let is_future = |issuer: &[u8]| {
+            let mut anchors = self.authority.limits().iter().filter(|limits| *limits.subject == *issuer);
+            self.authority.crls().iter().any(|crl| crl.this_update > now && *crl.issuer == *issuer)
+                || anchors.any(|anchor| self.status_of_anchor(anchor) == Err(CertificateError::NotValidYet))
+        };
         is_future(self.parsed.issuer().as_raw())
             || intermediates
                 .iter()

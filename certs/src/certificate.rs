@@ -440,7 +440,7 @@ mod tests {
         let element = certificate.xfcc_element(None);
         let end = "Subject=\"CN=a\\0D\\0Ax-evil: 1\\00\";URI=spiffe://td/caf!;DNS=a.example.com";
         assert!(element.ends_with(end), "{element}");
-        assert!(!element.bytes().any(|byte| byte < b' ' || byte > b'~'));
+        assert!(element.bytes().all(|byte| matches!(byte, b' '..=b'~')));
 
         // UTF-8, of the same length.
         let mut der = certificate.der().to_vec();

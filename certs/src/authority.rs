@@ -9,6 +9,7 @@ use rustls::DistinguishedName;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use webpki::{CertRevocationList, OwnedCertRevocationList, anchor_from_trusted_cert};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::X509Version;
@@ -43,6 +44,10 @@ pub(crate) struct Limits {
     pub(crate) not_after: SystemTime,
     /// How many CAs may stand between it and the leaf.
     pub(crate) path_length: Option<u32>,
+    /// Whether its extended key usage lets it vouch for clients.
+    pub(crate) for_clients: bool,
+    /// The same for servers.
+    pub(crate) for_servers: bool,
     /// SHA-256 of its certificate.
     pub(crate) sha256: [u8; 32],
     /// The name, as in certificates.
@@ -209,12 +214,19 @@ impl Anchors {
         let anchor = anchor_from_trusted_cert(der).map_err(|_| Error::NotACertificate)?;
         self.anchors.push(anchor.to_owned());
         let constraints = parsed.basic_constraints().ok().flatten();
+        let purposes = parsed.extended_key_usage();
+        let is_for = |purpose: fn(&ExtendedKeyUsage<'_>) -> bool| match &purposes {
+            Ok(purposes) => purposes.as_ref().is_none_or(|purposes| purpose(purposes.value)),
+            Err(_) => false,
+        };
         let usage = parsed.key_usage().ok().flatten();
         let signs_crls = usage.is_none_or(|usage| usage.value.crl_sign());
         self.limits.push(Limits {
             not_before: certificate::time(parsed.validity().not_before.timestamp()),
             not_after: certificate::time(parsed.validity().not_after.timestamp()),
             path_length: constraints.and_then(|constraints| constraints.value.path_len_constraint),
+            for_clients: is_for(|purposes| purposes.client_auth),
+            for_servers: is_for(|purposes| purposes.server_auth),
             sha256,
             subject: parsed.subject().as_raw().into(),
             serial: parsed.raw_serial().into(),

@@ -393,6 +393,25 @@ mod tests {
     }
 
     #[test]
+    fn purposes_of_authorities() {
+        let root = Ca::new("root");
+        let check = |usages: &[ExtendedKeyUsagePurpose]| {
+            let middle = root.below("middle", |parameters| parameters.extended_key_usages = usages.to_vec());
+            let mut also_ca = client_parameters();
+            also_ca.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let [usual, unusual] = [client_parameters(), also_ca].map(|parameters| {
+                alert(bundle(&[&middle], &[]), &ClientRules::default(), middle.leaf(parameters).credential(&[]))
+            });
+            assert_eq!(usual, unusual);
+            usual
+        };
+        assert_eq!(check(&[]), None);
+        assert_eq!(check(&[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]), None);
+        assert_eq!(check(&[ExtendedKeyUsagePurpose::ServerAuth]), UNSUPPORTED);
+        assert_eq!(check(&[ExtendedKeyUsagePurpose::Any]), UNSUPPORTED);
+    }
+
+    #[test]
     fn a_certificate_of_the_bundle_is_trusted_but_vouches_for_none() {
         let check = |authority: &Leaf, leaf: &Leaf| {
             let authority = Authority::from_pem(authority.certificate.pem().as_bytes(), None).unwrap();

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls::{CertificateError, OtherError};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{
-    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy, VerifiedPath,
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RequiredEkuNotFoundContext, RevocationCheckDepth,
+    RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
 };
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
@@ -86,10 +86,6 @@ impl Check<'_> {
         anchors: &[TrustAnchor<'static>],
         crls: impl Iterator<Item = &'c Crl>,
     ) -> Result<(), webpki::Error> {
-        let usage = match self.purpose {
-            Purpose::Client => KeyUsage::client_auth(),
-            Purpose::Server => KeyUsage::server_auth(),
-        };
         let crls: Vec<&CertRevocationList<'_>> = crls.map(|crl| &crl.list).collect();
         let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
             options
@@ -103,7 +99,7 @@ impl Check<'_> {
         let leaf = EndEntityCert::try_from(leaf)?;
         let algorithms = signature::algorithms().all;
         let limits: &dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error> = &|path| self.limits(path);
-        leaf.verify_for_usage(algorithms, anchors, intermediates, self.now, usage, revocation, Some(limits))?;
+        leaf.verify_for_usage(algorithms, anchors, intermediates, self.now, self.usage(), revocation, Some(limits))?;
         // There are lists, but not yet.
         if unchecked { Err(webpki::Error::UnknownRevocationStatus) } else { Ok(()) }
     }
@@ -129,7 +125,7 @@ impl Check<'_> {
         Err(refusal)
     }
 
-    /// What webpki leaves out: trust anchors have a time and a path length, too, and a CA's key usage counts.
+    /// What webpki leaves out: trust anchors have a time, a purpose and a path length, too, and a CA's key usage counts.
     fn limits(&self, path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
         for intermediate in path.intermediate_certificates() {
             if !certificate::parse(&intermediate.der()).is_ok_and(|certificate| is_authority(&certificate)) {
@@ -144,6 +140,10 @@ impl Check<'_> {
         }
         if now > limits.not_after {
             return Err(webpki::Error::CertExpired { time: self.now, not_after: unix(limits.not_after) });
+        }
+        if !self.suits(limits) {
+            let context = RequiredEkuNotFoundContext { required: self.usage(), present: Vec::new() };
+            return Err(webpki::Error::RequiredEkuNotFoundContext(context));
         }
         let between = u32::try_from(path.intermediate_certificates().count()).unwrap_or(u32::MAX);
         if limits.path_length.is_some_and(|longest| between > longest) {
@@ -163,6 +163,9 @@ impl Check<'_> {
     /// extensions, and CAs. They must come from a certificate of the bundle, with nothing in between.
     fn unusual(&self) -> Result<(), CertificateError> {
         let issuer = self.issuer().ok_or(CertificateError::UnknownIssuer)?;
+        if !self.suits(issuer) {
+            return Err(CertificateError::InvalidPurpose);
+        }
         self.own_validity()?;
         if self.authority.crls().is_empty() {
             return Ok(());
@@ -291,6 +294,20 @@ impl Check<'_> {
             || intermediates
                 .iter()
                 .any(|der| certificate::parse(der).is_ok_and(|certificate| is_future(certificate.issuer().as_raw())))
+    }
+
+    fn usage(&self) -> KeyUsage {
+        match self.purpose {
+            Purpose::Client => KeyUsage::client_auth(),
+            Purpose::Server => KeyUsage::server_auth(),
+        }
+    }
+
+    fn suits(&self, anchor: &Limits) -> bool {
+        match self.purpose {
+            Purpose::Client => anchor.for_clients,
+            Purpose::Server => anchor.for_servers,
+        }
     }
 
     fn time(&self) -> SystemTime {

@@ -19,7 +19,7 @@ use crate::state::State;
 use crate::tls::client::{Application, Client};
 use crate::tls::credentials::is_same;
 
-/// Idle connections kept for one endpoint.
+/// Idle connections kept for one endpoint, whichever names of it they are for: clients choose the names.
 const MAX_IDLE: usize = 1024;
 
 /// The pools of a worker.
@@ -27,52 +27,76 @@ const MAX_IDLE: usize = 1024;
 pub struct Pools {
     /// Tells all workers that somebody waits for a connection that may be idle with one of them.
     crowded: Arc<Notify>,
-    h1: RefCell<AHashMap<Key, VecDeque<h1::Connection>>>,
+    h1: RefCell<AHashMap<Place, Idle<h1::Connection>>>,
     h2: RefCell<AHashMap<Key, Rc<Shared2>>>,
 }
 
 /// What a request needs a connection for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
-    cluster: ClusterName,
-    address: Address,
-    tls: Option<TlsKey>,
-}
-
-/// Connections that were made with other settings, other certificates or for another name are not for this request.
-#[derive(Debug, Clone)]
-struct TlsKey {
-    client: Arc<Client>,
+    place: Place,
+    /// The name that TLS asks for, where it follows the request.
     server_name: Option<Arc<str>>,
 }
 
-impl PartialEq for TlsKey {
+/// An endpoint and how to speak with it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Place {
+    cluster: ClusterName,
+    address: Address,
+    tls: Option<Tls>,
+}
+
+/// Connections that were made with other settings or other certificates are not for this request.
+#[derive(Debug, Clone)]
+struct Tls(Arc<Client>);
+
+impl PartialEq for Tls {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.client, &other.client) && self.server_name == other.server_name
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for TlsKey {}
+impl Eq for Tls {}
 
-impl Hash for TlsKey {
+impl Hash for Tls {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        Arc::as_ptr(&self.client).hash(state);
-        self.server_name.hash(state);
+        Arc::as_ptr(&self.0).hash(state);
     }
 }
 
 impl Key {
     /// For a request to `authority`, the host after rewrites.
     pub fn new(cluster: &Cluster, address: &Address, authority: &[u8]) -> Self {
-        let tls = cluster
-            .tls
-            .client()
-            .map(|client| TlsKey { client: Arc::clone(client), server_name: client.server_name(authority) });
-        Self { cluster: cluster.config.name.clone(), address: address.clone(), tls }
+        let client = cluster.tls.client();
+        let server_name = client.and_then(|client| client.server_name(authority));
+        let tls = client.map(|client| Tls(Arc::clone(client)));
+        Self { place: Place { cluster: cluster.config.name.clone(), address: address.clone(), tls }, server_name }
+    }
+}
+
+/// Connections that nobody uses, each with the name it is for; the most recently used last.
+#[derive(Debug)]
+struct Idle<C>(VecDeque<(Option<Arc<str>>, C)>);
+
+impl<C> Default for Idle<C> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<C> Idle<C> {
+    /// The most recently used one for `name`.
+    fn take(&mut self, name: Option<&Arc<str>>) -> Option<C> {
+        let position = self.0.iter().rposition(|(other, _)| other.as_ref() == name)?;
+        self.0.remove(position).map(|(_, connection)| connection)
     }
 
-    fn server_name(&self) -> Option<&str> {
-        self.tls.as_ref()?.server_name.as_deref()
+    /// Keeps `connection`; what has to give way to it.
+    fn put(&mut self, name: Option<Arc<str>>, connection: C) -> Option<C> {
+        let oldest = if self.0.len() < MAX_IDLE { None } else { self.0.pop_front() };
+        self.0.push_back((name, connection));
+        oldest.map(|(_, connection)| connection)
     }
 }
 
@@ -115,14 +139,14 @@ impl Pools {
         loop {
             let freed = cluster.usage.freed.notified();
             if let Some(permit) = cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) {
-                let name = key.server_name();
-                let transport = connection::connect(cluster, &key.address, Application::Http1, name).await?;
+                let name = key.server_name.as_deref();
+                let transport = connection::connect(cluster, &key.place.address, Application::Http1, name).await?;
                 let tls = connection::tls_facts(cluster, &transport);
                 return Ok(Stream::H1(Box::new(h1::Connection::new(transport, tls, permit).begin())));
             }
             // Idle connections of other workers and endpoints make room.
             self.crowded.notify_waiters();
-            self.close_idle_of(&key.cluster);
+            self.close_idle_of(&key.place.cluster);
             if cluster.usage.is_crowded(limits.max_connections) {
                 freed.await;
             }
@@ -164,21 +188,24 @@ impl Pools {
             }
             // Idle connections of other workers and endpoints make room.
             self.crowded.notify_waiters();
-            self.close_idle_of(&key.cluster);
+            self.close_idle_of(&key.place.cluster);
             if cluster.usage.is_crowded(limits.max_connections) {
                 freed.await;
             }
         };
         let usage = Arc::clone(&cluster.usage);
         let opened = async {
-            let name = key.server_name();
-            let transport = connection::connect(cluster, &key.address, Application::Http2, name).await?;
+            let name = key.server_name.as_deref();
+            let transport = connection::connect(cluster, &key.place.address, Application::Http2, name).await?;
             let tls = connection::tls_facts(cluster, &transport);
             h2::Connection::open(transport, tls, permit, limits.max_concurrent_streams, usage).await
         };
         let opened = tokio::time::timeout(cluster.config.connect_timeout, opened).await;
         match opened.unwrap_or(Err(Reset::ConnectionTimeout)) {
             Ok(connection) => {
+                if key.server_name.is_some() {
+                    self.make_room_h2(&key.place);
+                }
                 slot.connections.borrow_mut().push(connection.clone());
                 begin_h2(&connection).await
             }
@@ -190,12 +217,27 @@ impl Pools {
         }
     }
 
+    /// Closes the connections that are idle longest, whichever names they are for, so that there may be one more.
+    fn make_room_h2(&self, place: &Place) {
+        let slots = self.slots(|other| other == place);
+        let mut idle: Vec<Instant> = Vec::new();
+        for slot in &slots {
+            let connections = slot.connections.borrow();
+            idle.extend(connections.iter().filter(|it| it.is_idle()).map(h2::Connection::idle_since));
+        }
+        let Some(excess) = idle.len().checked_sub(MAX_IDLE) else { return };
+        let (_, latest, _) = idle.select_nth_unstable(excess);
+        for slot in slots {
+            slot.connections.borrow_mut().retain(|it| !it.is_idle() || it.idle_since() > *latest);
+        }
+    }
+
     /// An idle connection that is still good, the most recently used first.
     fn checkout(&self, key: &Key, cluster: &Cluster) -> Option<h1::Connection> {
         let limits = &cluster.config.limits;
         let mut pools = self.h1.borrow_mut();
-        let idle = pools.get_mut(key)?;
-        while let Some(mut connection) = idle.pop_back() {
+        let idle = pools.get_mut(&key.place)?;
+        while let Some(mut connection) = idle.take(key.server_name.as_ref()) {
             let fresh = limits.idle_timeout.is_none_or(|limit| connection.idle_since.elapsed() < limit)
                 && limits.max_connection_duration.is_none_or(|limit| connection.opened.elapsed() < limit);
             if fresh && connection.is_usable() {
@@ -214,11 +256,9 @@ impl Pools {
         if spent {
             return;
         }
-        let mut pools = self.h1.borrow_mut();
-        let idle = pools.entry(key).or_default();
-        if idle.len() < MAX_IDLE {
-            idle.push_back(connection);
-        }
+        let Key { place, server_name } = key;
+        let oldest = self.h1.borrow_mut().entry(place).or_default().put(server_name, connection);
+        drop(oldest);
         // Somebody waits for a connection: on this worker it finds this one, on another it needs its place.
         if cluster.usage.is_crowded(limits.max_connections) {
             cluster.usage.freed.notify_waiters();
@@ -229,37 +269,35 @@ impl Pools {
     /// Closes idle connections of one cluster, to make room for others.
     fn close_idle_of(&self, cluster: &ClusterName) {
         // Dropped after the pools are free again: a dropped connection wakes those who wait.
-        let h1: Vec<_> = self.h1.borrow_mut().extract_if(|key, _| key.cluster == *cluster).collect();
+        let h1: Vec<_> = self.h1.borrow_mut().extract_if(|place, _| place.cluster == *cluster).collect();
         drop(h1);
-        let slots: Vec<_> = self
-            .h2
-            .borrow()
-            .iter()
-            .filter(|(key, _)| key.cluster == *cluster)
-            .map(|(_, slot)| Rc::clone(slot))
-            .collect();
+        let slots = self.slots(|place| place.cluster == *cluster);
         for slot in slots {
             slot.connections.borrow_mut().retain(|connection| !connection.is_idle());
         }
     }
 
+    fn slots(&self, of: impl Fn(&Place) -> bool) -> Vec<Rc<Shared2>> {
+        self.h2.borrow().iter().filter(|(key, _)| of(&key.place)).map(|(_, slot)| Rc::clone(slot)).collect()
+    }
+
     /// Closes connections that the upstream has closed, that are idle for too long, or whose endpoint is gone.
     pub fn sweep(&self, state: &State) {
         let now = Instant::now();
-        self.h1.borrow_mut().retain(|key, idle| {
-            let Some(cluster) = serving(state, key) else { return false };
+        self.h1.borrow_mut().retain(|place, idle| {
+            let Some(cluster) = serving(state, place) else { return false };
             let limits = &cluster.config.limits;
             let crowded = cluster.usage.is_crowded(limits.max_connections);
-            idle.retain_mut(|connection| {
+            idle.0.retain_mut(|(_, connection)| {
                 !crowded
                     && limits.idle_timeout.is_none_or(|limit| now.duration_since(connection.idle_since) < limit)
                     && limits.max_connection_duration.is_none_or(|limit| connection.opened.elapsed() < limit)
                     && connection.is_usable()
             });
-            !idle.is_empty()
+            !idle.0.is_empty()
         });
         self.h2.borrow_mut().retain(|key, slot| {
-            let cluster = serving(state, key);
+            let cluster = serving(state, &key.place);
             let mut connections = slot.connections.borrow_mut();
             connections.retain(|connection| {
                 let Some(cluster) = cluster else { return !connection.is_idle() };
@@ -278,14 +316,34 @@ impl Pools {
 }
 
 /// The cluster of a pool, if it still has the endpoint and the same TLS.
-fn serving<'s>(state: &'s State, key: &Key) -> Option<&'s Arc<Cluster>> {
-    let cluster = state.clusters.get(&key.cluster)?;
-    let same_tls = is_same(cluster.tls.client(), key.tls.as_ref().map(|tls| &tls.client));
-    let same_endpoint = || cluster.endpoints().endpoints.iter().any(|endpoint| endpoint.address == key.address);
+fn serving<'s>(state: &'s State, place: &Place) -> Option<&'s Arc<Cluster>> {
+    let cluster = state.clusters.get(&place.cluster)?;
+    let same_tls = is_same(cluster.tls.client(), place.tls.as_ref().map(|tls| &tls.0));
+    let same_endpoint = || cluster.endpoints().endpoints.iter().any(|endpoint| endpoint.address == place.address);
     let has_tls = !matches!(cluster.tls, ClusterTls::Unavailable(_));
     (has_tls && same_tls && same_endpoint()).then_some(cluster)
 }
 
 async fn begin_h2(connection: &h2::Connection) -> Result<Stream, Reset> {
     connection.begin().await.map(|stream| Stream::H2(Box::new(stream)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_connections_are_bounded_over_all_names() {
+        let mut idle = Idle::default();
+        let name = |number: usize| Some(Arc::<str>::from(format!("n{number}.example.com")));
+        for number in 0..MAX_IDLE {
+            assert_eq!(idle.put(name(number), number), None);
+        }
+        assert_eq!(idle.put(name(0), MAX_IDLE), Some(0), "the oldest gives way");
+        assert_eq!(idle.put(name(7), MAX_IDLE + 1), Some(1));
+        assert_eq!(idle.0.len(), MAX_IDLE);
+        // For its own name only, the most recently used first.
+        assert_eq!(idle.take(None), None);
+        assert_eq!([7; 3].map(|number| idle.take(name(number).as_ref())), [Some(MAX_IDLE + 1), Some(7), None]);
+    }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use certs::verify::Refusal;
 use config::snapshot::listener::{Handler, Transport as Wire};
@@ -265,11 +265,6 @@ async fn shake_hands(
             let (socket, connection) = stream.get_mut();
             socket.set_probation(None);
             let facts = server.facts(&handshake, connection);
-            if !server.still_trusts(&facts, SystemTime::now()) {
-                debug!("the certificate of a resumed client has expired");
-                let (socket, _) = stream.into_inner();
-                return Err(end(socket, HandshakeFailure::ClientCertificate));
-            }
             Ok((stream.into(), facts))
         }
         Err((error, socket)) => Err(explain(&error, socket)),

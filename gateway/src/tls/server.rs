@@ -21,6 +21,7 @@ use rustls::{CipherSuite, CommonState, ProtocolVersion, ServerConfig, SupportedP
 
 use super::hello::ClientHello;
 use super::parameters::{provider, versions};
+use super::tickets::Authenticated;
 use crate::request::TlsFacts;
 
 /// Tickets after a TLS 1.3 handshake, as many as BoringSSL's.
@@ -31,7 +32,8 @@ const TICKETS: usize = 2;
 pub struct Server {
     certificates: Vec<Arc<Credential>>,
     template: Template,
-    verifies_clients: bool,
+    /// Clients may show a certificate.
+    asks_clients: bool,
     /// The configuration names suites: it orders them strictly.
     strict_order: bool,
     /// One for each group and [`Order`], made when it is needed: most chains are never connected to.
@@ -86,11 +88,8 @@ impl Server {
         template.build(0, Order::Aes).map_err(|error| error.to_string())?;
         let configs = (0..template.provider.kx_groups.len() * ORDERS).map(|_| OnceLock::new()).collect();
         let strict_order = !parameters.cipher_suites.is_empty();
-        let verifies_clients = match client {
-            ClientAuthentication::None => false,
-            ClientAuthentication::Optional(trust) | ClientAuthentication::Required(trust) => !trust.skip_verification,
-        };
-        Ok(Self { certificates, template, verifies_clients, strict_order, configs })
+        let asks_clients = *client != ClientAuthentication::None;
+        Ok(Self { certificates, template, asks_clients, strict_order, configs })
     }
 
     /// How the handshake with this client goes on; `None`: there is no version in common.
@@ -102,8 +101,11 @@ impl Server {
         let no_alpn = !hello.alpn.is_empty() && !hello.alpn.iter().any(|protocol| alpn.contains(protocol));
         let shown =
             (self.certificates.len() > 1).then(|| Arc::new(Shown { choice: Arc::clone(choice), key: OnceLock::new() }));
-        if no_alpn || shown.is_some() {
+        if no_alpn || shown.is_some() || self.asks_clients {
             let own = Arc::make_mut(&mut config);
+            if self.asks_clients {
+                own.ticketer = Arc::new(Authenticated::new(Arc::clone(&self.template.tickets), SystemTime::now()));
+            }
             if no_alpn {
                 own.alpn_protocols.clear();
             }
@@ -122,13 +124,6 @@ impl Server {
             None => self.certificates.first(),
         };
         TlsFacts::new(connection, local.cloned())
-    }
-
-    /// Whether this client may go on. The TLS library resumes sessions without another look at the certificate, and gives
-    /// new tickets for old.
-    pub fn still_trusts(&self, facts: &TlsFacts, now: SystemTime) -> bool {
-        let checked = self.verifies_clients && facts.resumed;
-        !checked || facts.peer.as_ref().is_none_or(|peer| now <= peer.not_after())
     }
 
     /// The configuration with the group that we like best of the client's, and with its order of suites of equal rank.
@@ -443,35 +438,6 @@ mod tests {
             assert_eq!(resumed.peer, shown.peer);
             assert_eq!(resumed.peer.as_ref().map(|peer| peer.der()), Some(&other.certificate.der()[..]));
             assert!(!connect(&second, &client).unwrap().resumed, "other tickets");
-        }
-    }
-
-    #[test]
-    fn a_session_ends_with_the_certificate_of_its_client() {
-        let identity = Identity::new();
-        let ca = identity.certificate.pem();
-        let authority = Arc::new(Authority::from_pem(ca.as_bytes(), None).unwrap());
-        for (skip_verification, checked) in [(false, true), (true, false)] {
-            let trust = PeerTrust {
-                ca: CaSource::System { crl: None },
-                subject_alt_names: Vec::new(),
-                spki_pins: Vec::new(),
-                certificate_hashes: Vec::new(),
-                skip_verification,
-            };
-            let settings = settings(ClientAuthentication::Required(trust), TlsParameters::default());
-            let certificates = vec![identity.credential()];
-            let tickets = Ticketer::new().unwrap();
-            let server = Server::new(&settings, certificates, Some(Arc::clone(&authority)), tickets).unwrap();
-            let client = Arc::new(client(&[], &[], Some(&identity)));
-            let shown = connect(&server, &client).unwrap();
-            let resumed = connect(&server, &client).unwrap();
-            assert_eq!((shown.resumed, resumed.resumed), (false, true));
-            let end = resumed.peer.as_ref().unwrap().not_after();
-            let after = end + std::time::Duration::from_secs(1);
-            assert!(server.still_trusts(&resumed, end));
-            assert_eq!(server.still_trusts(&resumed, after), !checked);
-            assert!(server.still_trusts(&shown, after), "it has just been verified");
         }
     }
 

@@ -263,8 +263,8 @@ fn system_roots() -> Option<Arc<Anchors>> {
     Anchors::new(&roots).ok().filter(|anchors| !anchors.anchors.is_empty()).map(Arc::new)
 }
 
-/// Whether a certificate may vouch for others, by OpenSSL's rules: its constraints say so, or it is too old to have any
-/// and self-signed, or has only a key usage.
+/// Whether a certificate may vouch for others, by BoringSSL's rules: its constraints say so, or it is too old to have any
+/// and self-signed.
 pub(crate) fn is_authority(certificate: &X509Certificate<'_>) -> bool {
     let (Ok(constraints), Ok(usage)) = (certificate.basic_constraints(), certificate.key_usage()) else { return false };
     if usage.as_ref().is_some_and(|usage| !usage.value.key_cert_sign()) {
@@ -272,7 +272,7 @@ pub(crate) fn is_authority(certificate: &X509Certificate<'_>) -> bool {
     }
     match constraints {
         Some(constraints) => constraints.value.ca,
-        None => usage.is_some() || certificate.version() == X509Version::V1 && is_self_issued(certificate),
+        None => certificate.version() == X509Version::V1 && is_self_issued(certificate),
     }
 }
 

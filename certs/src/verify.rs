@@ -433,13 +433,16 @@ mod tests {
         let single = Leaf::self_signed(&parameters);
         assert_eq!(check(&single, &single), UNSUPPORTED);
 
-        // rcgen signs with anything.
-        let key = pki::ecdsa();
-        let parameters = client_parameters();
-        let certificate = parameters.self_signed(&key).unwrap();
-        let no_ca = Ca { certificate, issuer: rcgen::Issuer::new(parameters, key) };
-        let below = no_ca.leaf(client_parameters());
-        assert_eq!(alert(bundle(&[&no_ca], &[]), &ClientRules::default(), below.credential(&[])), UNKNOWN_CA);
+        // rcgen signs with anything. A key usage alone does not make a CA.
+        for usages in [vec![], vec![KeyUsagePurpose::KeyCertSign]] {
+            let key = pki::ecdsa();
+            let mut parameters = client_parameters();
+            parameters.key_usages = usages;
+            let certificate = parameters.self_signed(&key).unwrap();
+            let no_ca = Ca { certificate, issuer: rcgen::Issuer::new(parameters, key) };
+            let below = no_ca.leaf(client_parameters());
+            assert_eq!(alert(bundle(&[&no_ca], &[]), &ClientRules::default(), below.credential(&[])), UNKNOWN_CA);
+        }
     }
 
     #[test]

@@ -217,10 +217,9 @@ impl ServerCertVerifier for Servers {
 
         if *verify_name || !subject_alt_names.is_empty() {
             let certificate = Certificate::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
-            let expected = server_name.to_str();
-            if *verify_name && !names::matches(certificate.subject_alt_names(), &expected) {
+            if *verify_name && !names::are_of(certificate.subject_alt_names(), server_name) {
                 let presented = Presented(certificate.subject_alt_names().to_vec());
-                return Err(Refusal::ServerName { expected: expected.into_owned(), presented }.into());
+                return Err(Refusal::ServerName { expected: server_name.to_str().into_owned(), presented }.into());
             }
             check_list(&certificate, subject_alt_names)?;
         }

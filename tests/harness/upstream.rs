@@ -197,11 +197,17 @@ impl Upstream {
         Self::h1(|_| vec![Step::ReadBody, Step::Hang]).await
     }
 
-    /// An address that refuses connections.
+    /// An address that refuses connections: its socket is bound, so that nobody else gets the port, and never listens.
     pub async fn refuses() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        Self { address, seen: Arc::default(), task: None, held: Vec::new() }
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        socket.bind(&any.into()).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let task = tokio::spawn(async move {
+            let _socket = socket;
+            std::future::pending::<()>().await;
+        });
+        Self { address, seen: Arc::default(), task: Some(task), held: Vec::new() }
     }
 
     /// An address where connecting neither succeeds nor fails: its queue of connections is full.

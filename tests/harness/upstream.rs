@@ -23,7 +23,7 @@ use super::tls_server::TlsServer;
 pub struct Upstream {
     address: SocketAddr,
     seen: Arc<Seen>,
-    task: Option<JoinHandle<()>>,
+    task: JoinHandle<()>,
     /// Connections that keep a full listener full.
     held: Vec<TcpStream>,
 }
@@ -207,7 +207,7 @@ impl Upstream {
             let _socket = socket;
             std::future::pending::<()>().await;
         });
-        Self { address, seen: Arc::default(), task: Some(task), held: Vec::new() }
+        Self { address, seen: Arc::default(), task, held: Vec::new() }
     }
 
     /// An address where connecting neither succeeds nor fails: its queue of connections is full.
@@ -227,7 +227,7 @@ impl Upstream {
             let _listener = listener;
             std::future::pending::<()>().await;
         });
-        Self { address, seen: Arc::default(), task: Some(task), held }
+        Self { address, seen: Arc::default(), task, held }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -282,15 +282,13 @@ impl Upstream {
                 });
             }
         });
-        Self { address, seen, task: Some(task), held: Vec::new() }
+        Self { address, seen, task, held: Vec::new() }
     }
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
+        self.task.abort();
         self.held.clear();
     }
 }

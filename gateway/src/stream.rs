@@ -34,8 +34,6 @@ pub struct Transport {
     ahead: BytesMut,
     /// Looks at what is written, on HTTP/2 connections of clients.
     watch: Option<(FrameWatch, BodyWatch)>,
-    received: u64,
-    sent: u64,
 }
 
 #[derive(Debug)]
@@ -77,7 +75,7 @@ impl From<client::TlsStream<Socket>> for Transport {
 
 impl Transport {
     fn new(stream: Stream) -> Self {
-        Self { stream, established: SystemTime::now(), ahead: BytesMut::new(), watch: None, received: 0, sent: 0 }
+        Self { stream, established: SystemTime::now(), ahead: BytesMut::new(), watch: None }
     }
 
     /// Our address of a TCP connection.
@@ -100,17 +98,7 @@ impl Transport {
         self.socket().reset_on_close();
     }
 
-    /// Bytes read by the application so far, after decryption.
-    pub fn received(&self) -> u64 {
-        self.received
-    }
-
-    /// Bytes written by the application so far, before encryption.
-    pub fn sent(&self) -> u64 {
-        self.sent
-    }
-
-    /// The socket below, which counts the bytes on the wire.
+    /// The socket below.
     pub fn socket(&self) -> &Socket {
         match &self.stream {
             Stream::Plain(socket) => socket,
@@ -171,7 +159,6 @@ impl AsyncRead for Transport {
                 Stream::Server(stream) => ready!(ended(Pin::new(&mut **stream).poll_read(cx, buf)))?,
                 Stream::Client(stream) => ready!(ended(Pin::new(&mut **stream).poll_read(cx, buf)))?,
             }
-            self.received += (buf.filled().len() - before) as u64;
         } else {
             let count = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead.split_to(count));
@@ -201,7 +188,6 @@ impl AsyncWrite for Transport {
             Stream::Server(stream) => ready!(Pin::new(&mut **stream).poll_write(cx, bytes))?,
             Stream::Client(stream) => ready!(Pin::new(&mut **stream).poll_write(cx, bytes))?,
         };
-        self.sent += written as u64;
         if let Some((watch, _)) = &mut self.watch {
             watch.follow(&bytes[..written]);
         }
@@ -221,7 +207,6 @@ impl AsyncWrite for Transport {
             Stream::Server(stream) => ready!(Pin::new(&mut **stream).poll_write_vectored(cx, parts))?,
             Stream::Client(stream) => ready!(Pin::new(&mut **stream).poll_write_vectored(cx, parts))?,
         };
-        self.sent += written as u64;
         if let Some((watch, _)) = &mut self.watch {
             let mut left = written;
             for part in parts {

@@ -36,8 +36,6 @@ pub struct Socket {
     reads_ahead: bool,
     /// Set until the handshake of a server is over.
     probation: Option<Box<Probation>>,
-    received: u64,
-    sent: u64,
 }
 
 /// What holds for a client until it has shown what it wants and done its handshake.
@@ -71,7 +69,7 @@ impl From<UnixStream> for Socket {
 
 impl Socket {
     fn new(kind: Kind) -> Self {
-        Self { kind, ahead: BytesMut::new(), reads_ahead: false, probation: None, received: 0, sent: 0 }
+        Self { kind, ahead: BytesMut::new(), reads_ahead: false, probation: None }
     }
 
     /// Our address of a TCP connection.
@@ -80,16 +78,6 @@ impl Socket {
             Kind::Tcp(socket) => socket.local_addr().ok(),
             Kind::Unix(_) => None,
         }
-    }
-
-    /// Bytes taken from the kernel so far.
-    pub fn received(&self) -> u64 {
-        self.received
-    }
-
-    /// Bytes given to the kernel so far.
-    pub fn sent(&self) -> u64 {
-        self.sent
     }
 
     /// What has been read and not been used, see [`Socket::fill`].
@@ -173,22 +161,18 @@ impl Socket {
     /// Reads into the free space behind `ahead`.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         // The future of `read_buf` holds no state of its own, so a new one each time loses nothing.
-        let count = match &mut self.kind {
-            Kind::Tcp(socket) => ready!(pin!(socket.read_buf(&mut self.ahead)).poll(cx))?,
-            Kind::Unix(socket) => ready!(pin!(socket.read_buf(&mut self.ahead)).poll(cx))?,
-        };
-        self.received += count as u64;
-        Poll::Ready(Ok(count))
+        match &mut self.kind {
+            Kind::Tcp(socket) => pin!(socket.read_buf(&mut self.ahead)).poll(cx),
+            Kind::Unix(socket) => pin!(socket.read_buf(&mut self.ahead)).poll(cx),
+        }
     }
 
     /// A write as the kernel took it. Nobody waits for a peer that doesn't read for longer than its probation.
-    fn count_sent(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn within_probation(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_pending() {
             self.poll_probation(cx)?;
         }
-        let written = ready!(written)?;
-        self.sent += written as u64;
-        Poll::Ready(Ok(written))
+        written
     }
 
     fn poll_probation(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -238,13 +222,10 @@ impl AsyncRead for Socket {
         this.poll_probation(cx)?;
         if this.ahead.is_empty() {
             if !this.reads_ahead || buf.remaining() >= READ_SIZE {
-                let before = buf.filled().len();
-                match &mut this.kind {
-                    Kind::Tcp(socket) => ready!(Pin::new(socket).poll_read(cx, buf))?,
-                    Kind::Unix(socket) => ready!(Pin::new(socket).poll_read(cx, buf))?,
-                }
-                this.received += (buf.filled().len() - before) as u64;
-                return Poll::Ready(Ok(()));
+                return match &mut this.kind {
+                    Kind::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+                    Kind::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+                };
             }
             this.ahead = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
             this.ahead.reserve(READ_SIZE);
@@ -277,7 +258,7 @@ impl AsyncWrite for Socket {
             Kind::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Kind::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
         };
-        this.count_sent(cx, written)
+        this.within_probation(cx, written)
     }
 
     fn poll_write_vectored(
@@ -298,7 +279,7 @@ impl AsyncWrite for Socket {
             Kind::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, parts),
             Kind::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, parts),
         };
-        this.count_sent(cx, written)
+        this.within_probation(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

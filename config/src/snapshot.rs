@@ -3,7 +3,9 @@
 //! A [`Snapshot`] is complete: whoever holds one can decide every request without asking anything else. Nothing in it
 //! parses, reads a clock or does I/O. Parts that did not change between two compiles are the same `Arc`.
 
+pub mod balancing;
 pub mod cluster;
+pub mod egress;
 pub mod format;
 pub mod header;
 pub mod host;

@@ -23,6 +23,7 @@ use crate::diagnostic::{Code, Diagnostic, Severity};
 use crate::resource::destination_rule::{
     ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, Percentage, RetryBudget, TcpKeepalive, TcpSettings,
 };
+use crate::snapshot::balancing::{Balancing, Placement};
 use crate::snapshot::cluster::{
     self, Cluster, ClusterName, DnsEndpoint, Endpoints, Limits, ServiceIdentity, UpstreamProtocol,
 };
@@ -314,7 +315,7 @@ impl Context<'_> {
                 let host: Arc<str> = host.as_str().into();
                 let identity =
                     ServiceIdentity { host: Arc::clone(&host), name: Arc::clone(&host), namespace: Arc::default() };
-                let endpoint = DnsEndpoint { host, port: *port, weight: 1 };
+                let endpoint = DnsEndpoint { host, port: *port, weight: 1, placement: Placement::default() };
                 (Arc::new(identity), Protocol::Auto, Endpoints::StrictDns([endpoint].into()))
             }
             None => return Err(Missing::Host),
@@ -338,6 +339,9 @@ impl Context<'_> {
                 .tls
                 .and_then(|block| tls::client(block.settings, reference, service, defaults, self.namespace))
                 .map(Arc::new),
+            balancing: Balancing::default(),
+            outlier_detection: None,
+            proxy_protocol: None,
         })
     }
 

@@ -19,6 +19,7 @@ use super::{MeshSettings, same};
 use crate::diagnostic::Diagnostic;
 use crate::resource::Resource;
 use crate::resource::workload_entry::WorkloadEntry;
+use crate::snapshot::balancing::Placement;
 use crate::snapshot::cluster::{DnsEndpoint, Endpoint, EndpointAddress, Endpoints, ServiceIdentity};
 
 /// All services, by host.
@@ -139,8 +140,10 @@ impl Service {
             let chosen = select(backends).into_iter();
             chosen
                 .filter_map(|(address, port, weight, _)| match address {
-                    Address::Ip(ip) => Some(DnsEndpoint { host: ip.to_string().into(), port, weight }),
-                    Address::Name(host) => Some(DnsEndpoint { host, port, weight }),
+                    Address::Ip(ip) => {
+                        Some(DnsEndpoint { host: ip.to_string().into(), port, weight, placement: Placement::default() })
+                    }
+                    Address::Name(host) => Some(DnsEndpoint { host, port, weight, placement: Placement::default() }),
                     Address::UnixPath(_) | Address::UnixAbstract(_) => None,
                 })
                 .collect()
@@ -154,7 +157,7 @@ impl Service {
                         Address::UnixAbstract(name) => EndpointAddress::UnixAbstract(name),
                         Address::Name(_) => return None,
                     };
-                    Some(Endpoint { address, weight, workload })
+                    Some(Endpoint { address, weight, workload, placement: Placement::default() })
                 });
                 Some(Endpoints::Static(endpoints.collect()))
             }

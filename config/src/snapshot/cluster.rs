@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::balancing::{Balancing, OutlierDetection, Placement};
 use super::tls::ClientTls;
 
 /// The name of a cluster as Istio writes it: `outbound|<port>|<subset>|<host>`.
@@ -64,6 +65,41 @@ pub struct Cluster {
     pub limits: Limits,
     /// TLS towards its endpoints; `None` = plaintext.
     pub tls: Option<Arc<ClientTls>>,
+    /// How its endpoints share requests.
+    pub balancing: Balancing,
+    /// When endpoints are left out; `None` = never.
+    pub outlier_detection: Option<Arc<OutlierDetection>>,
+    /// The PROXY protocol header that connections to it begin with, before TLS.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+impl Cluster {
+    /// A cluster of a whole service with Istio's defaults: plaintext HTTP/1.1, LEAST_REQUEST, no limits.
+    pub fn new(name: ClusterName, service: Arc<ServiceIdentity>, port: u16, endpoints: Endpoints) -> Self {
+        Self {
+            name,
+            service,
+            port,
+            subset: String::new(),
+            endpoints,
+            protocol: UpstreamProtocol::Http1,
+            // Source: `reference/networking.md` §8.1.
+            connect_timeout: Duration::from_secs(10),
+            limits: Limits::default(),
+            tls: None,
+            balancing: Balancing::default(),
+            outlier_detection: None,
+            proxy_protocol: None,
+        }
+    }
+}
+
+/// Versions of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the variants are the versions")]
+pub enum ProxyProtocol {
+    V1,
+    V2,
 }
 
 /// Names of the service that a cluster belongs to.
@@ -86,6 +122,17 @@ pub enum Endpoints {
     StrictDns(Arc<[DnsEndpoint]>),
     /// The first address of one name (Istio `DNS_ROUND_ROBIN`, Envoy LOGICAL_DNS).
     LogicalDns(DnsEndpoint),
+    /// The addresses of the host that each request names (Istio `DYNAMIC_DNS`).
+    Dynamic(DynamicDns),
+}
+
+/// Hosts that are resolved when a request names them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DynamicDns {
+    /// Names that may be asked for: those that end in this suffix, which begins with a dot unless all may be (empty).
+    pub suffix: Arc<str>,
+    /// Port of every address.
+    pub port: u16,
 }
 
 /// One address of a cluster.
@@ -97,6 +144,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Workload name for metrics, if known.
     pub workload: Option<Arc<str>>,
+    /// Where it stands among the others.
+    pub placement: Placement,
 }
 
 /// The address of an endpoint.
@@ -119,6 +168,8 @@ pub struct DnsEndpoint {
     pub port: u16,
     /// Weight of every address, at least 1.
     pub weight: u32,
+    /// Where every address stands among the others.
+    pub placement: Placement,
 }
 
 /// The HTTP version spoken to a cluster.
@@ -157,6 +208,8 @@ pub struct Limits {
     pub max_connection_duration: Option<Duration>,
     /// TCP keep-alive of upstream connections; `None` = off.
     pub tcp_keepalive: Option<TcpKeepalive>,
+    /// PINGs on HTTP/2 connections; `None` = none.
+    pub http2_keepalive: Option<Http2Keepalive>,
 }
 
 impl Default for Limits {
@@ -172,6 +225,7 @@ impl Default for Limits {
             idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_duration: None,
             tcp_keepalive: None,
+            http2_keepalive: None,
         }
     }
 }
@@ -183,6 +237,15 @@ pub struct RetryBudget {
     pub percent: f64,
     /// Retries that are always allowed.
     pub min_concurrency: u32,
+}
+
+/// DestinationRule `connectionPool.http.http2KeepAlive`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2Keepalive {
+    /// Time between two PINGs.
+    pub interval: Duration,
+    /// Time without an answer after which the connection is dead.
+    pub timeout: Duration,
 }
 
 /// SO_KEEPALIVE settings; `None` leaves the operating system's value.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::ResourceName;
 use super::cluster::ClusterName;
+use super::egress::ForwardProxy;
 use super::host::RouteTable;
 use super::tls::ServerTls;
 
@@ -96,8 +97,21 @@ pub struct TcpChain {
     pub idle_timeout: Option<Duration>,
     /// The longest time that a connection lives; `None` = no limit.
     pub max_connection_duration: Option<Duration>,
+    /// The bytes travel through an HTTP proxy, which the destinations then are.
+    pub tunnel: Option<Arc<Tunnel>>,
     /// The VirtualService of the route.
     pub resource: ResourceName,
+}
+
+/// What is asked of an HTTP proxy.
+///
+/// Source: DestinationRule `tunnel`; `reference/networking.md` §5.8.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    /// POST instead of CONNECT.
+    pub post: bool,
+    /// `host:port` of the target; IPv6 addresses in brackets.
+    pub target: String,
 }
 
 /// A destination of a raw TCP chain.
@@ -116,6 +130,8 @@ pub struct HttpChain {
     pub routes: Arc<RouteTable>,
     /// How connections and requests are treated before routing.
     pub settings: Arc<HttpSettings>,
+    /// Clients may ask for hosts that no route knows (protocol `HTTP_PROXY`).
+    pub forward_proxy: Option<Arc<ForwardProxy>>,
 }
 
 /// HTTP connection manager settings.

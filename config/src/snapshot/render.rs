@@ -1,5 +1,6 @@
 //! A snapshot for people and scripts: listeners, hosts, routes in order, clusters.
 
+mod balancing;
 mod tls;
 
 use std::fmt::Write;
@@ -8,13 +9,16 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::Snapshot;
+use super::balancing::Placement;
 use super::cluster::{
-    Cluster, DnsEndpoint, Endpoint, EndpointAddress, Endpoints, Limits, RetryBudget, TcpKeepalive, UpstreamProtocol,
+    Cluster, DnsEndpoint, DynamicDns, Endpoint, EndpointAddress, Endpoints, Http2Keepalive, Limits, ProxyProtocol,
+    RetryBudget, TcpKeepalive, UpstreamProtocol,
 };
+use super::egress::{Destination, ForwardProxy, PortProtocol, UnknownHosts};
 use super::format::{Command, Format, Piece, tls_text};
 use super::header::{HeaderOps, HeaderPut};
 use super::host::VirtualHost;
-use super::listener::{Bind, FilterChain, Handler, Listener, TcpChain, TcpDestination, Transport};
+use super::listener::{Bind, FilterChain, Handler, Listener, TcpChain, TcpDestination, Transport, Tunnel};
 use super::matcher::StringMatch;
 use super::route::{
     Abort, Action, ClaimMatch, Cors, DirectResponse, Fault, Forward, HeaderMatch, Mirror, PathMatch, PathRewrite,
@@ -111,12 +115,15 @@ impl Lines {
         }
         match handler {
             Handler::Tcp(stream) => self.stream(stream),
-            Handler::Http(_) => self.hosts(chain),
+            Handler::Http(http) => {
+                self.hosts(chain);
+                http.forward_proxy.iter().for_each(|proxy| self.forward_proxy(proxy));
+            }
         }
     }
 
     fn stream(&mut self, stream: &TcpChain) {
-        let TcpChain { destinations, idle_timeout: _, max_connection_duration: _, resource } = stream;
+        let TcpChain { destinations, idle_timeout: _, max_connection_duration: _, tunnel: _, resource } = stream;
         let target = |TcpDestination { cluster, weight }: &TcpDestination| match destinations.len() {
             1 => cluster.to_string(),
             _ => format!("{cluster} x{weight}"),
@@ -164,10 +171,45 @@ impl Lines {
         for (position, line) in cluster.tls.iter().flat_map(|settings| tls::client(settings)).enumerate() {
             self.line(if position == 0 { 1 } else { 2 }, format_args!("{line}"));
         }
-        for limit in limits(&cluster.limits) {
-            self.line(1, format_args!("{limit}"));
+        for line in behaviour(cluster) {
+            self.line(1, format_args!("{line}"));
         }
     }
+
+    fn forward_proxy(&mut self, proxy: &ForwardProxy) {
+        let ForwardProxy { hosts, destinations, unknown_hosts } = proxy;
+        let unknown = match unknown_hosts {
+            UnknownHosts::Refuse => "refused",
+            UnknownHosts::Resolve => "resolved",
+        };
+        self.line(1, format_args!("forward proxy for {}, unknown hosts are {unknown}", hosts.join(", ")));
+        for (host, ports) in destinations.list() {
+            for Destination { port, protocol, cluster } in ports {
+                let protocol = port_protocol(*protocol);
+                self.line(2, format_args!("{host}:{port} ({protocol}) -> {cluster}"));
+            }
+        }
+    }
+}
+
+fn port_protocol(protocol: PortProtocol) -> &'static str {
+    match protocol {
+        PortProtocol::Http => "HTTP",
+        PortProtocol::Tls => "TLS",
+        PortProtocol::Tcp => "TCP",
+    }
+}
+
+/// What differs from the default of how a cluster is used.
+fn behaviour(cluster: &Cluster) -> Vec<String> {
+    let mut lines = balancing::balancing(&cluster.balancing);
+    lines.extend(cluster.outlier_detection.iter().flat_map(|detection| balancing::outlier_detection(detection)));
+    lines.extend(cluster.proxy_protocol.map(|version| match version {
+        ProxyProtocol::V1 => "PROXY protocol 1".to_owned(),
+        ProxyProtocol::V2 => "PROXY protocol 2".to_owned(),
+    }));
+    lines.extend(limits(&cluster.limits));
+    lines
 }
 
 fn json_listener(listener: &Listener) -> Value {
@@ -207,7 +249,27 @@ fn json_chain(chain: &FilterChain) -> Value {
         object.insert("limits".to_owned(), json!(stream_limits(stream)));
         object.insert("resource".to_owned(), json!(stream.resource.to_string()));
     }
+    if let Some(proxy) = chain.http().and_then(|http| http.forward_proxy.as_deref()) {
+        object.insert("forwardProxy".to_owned(), json_forward_proxy(proxy));
+    }
     Value::Object(object)
+}
+
+fn json_forward_proxy(proxy: &ForwardProxy) -> Value {
+    let ForwardProxy { hosts, destinations, unknown_hosts } = proxy;
+    let list = destinations.list();
+    let ports = list.iter().flat_map(|(host, ports)| ports.iter().map(move |destination| (host, destination)));
+    let destinations = ports.map(|(host, Destination { port, protocol, cluster })| {
+        json!({ "host": host, "port": port, "protocol": port_protocol(*protocol), "cluster": cluster.as_str() })
+    });
+    json!({
+        "hosts": hosts.iter().map(|host| &**host).collect::<Vec<_>>(),
+        "unknownHosts": match unknown_hosts {
+            UnknownHosts::Refuse => "REGISTRY_ONLY",
+            UnknownHosts::Resolve => "ALLOW_ANY",
+        },
+        "destinations": destinations.collect::<Vec<_>>(),
+    })
 }
 
 fn json_host(host: &VirtualHost, table: &str) -> Value {
@@ -258,7 +320,7 @@ fn json_cluster(cluster: &Cluster) -> Value {
         "connectTimeout": format!("{:?}", cluster.connect_timeout),
         "endpoints": endpoints(&cluster.endpoints),
         "tls": cluster.tls.as_deref().map(tls::client).unwrap_or_default(),
-        "limits": limits(&cluster.limits),
+        "limits": behaviour(cluster),
     })
 }
 
@@ -273,7 +335,7 @@ fn transport(transport: &Transport) -> String {
 
 /// What differs from the default.
 fn stream_limits(stream: &TcpChain) -> Vec<String> {
-    let TcpChain { destinations: _, idle_timeout, max_connection_duration, resource: _ } = stream;
+    let TcpChain { destinations: _, idle_timeout, max_connection_duration, tunnel, resource: _ } = stream;
     let mut limits = Vec::new();
     match idle_timeout {
         Some(timeout) if *timeout == Duration::from_secs(3600) => {}
@@ -281,6 +343,9 @@ fn stream_limits(stream: &TcpChain) -> Vec<String> {
         None => limits.push("no idle timeout".to_owned()),
     }
     limits.extend(max_connection_duration.map(|duration| format!("max connection duration {duration:?}")));
+    if let Some(Tunnel { post, target }) = tunnel.as_deref() {
+        limits.push(format!("tunnel {} {target}", if *post { "POST" } else { "CONNECT" }));
+    }
     limits
 }
 
@@ -364,7 +429,9 @@ fn action_details(action: &Action) -> Vec<String> {
     let Action::Forward(forward) = action else { return Vec::new() };
     let Forward { clusters, path_rewrite, host_rewrite, timeout, retry, fault, mirrors, cors } = forward;
     let mut details = Vec::new();
-    for WeightedCluster { cluster, weight: _, host_rewrite, request_headers, response_headers } in clusters {
+    for WeightedCluster { cluster, weight: _, names_port: _, host_rewrite, request_headers, response_headers } in
+        clusters
+    {
         details.extend(host_rewrite.as_ref().map(|host| format!("{cluster}: authority {host}")));
         for (direction, operations) in [("request", request_headers), ("response", response_headers)] {
             let operations = header_details(operations).into_iter();
@@ -535,26 +602,43 @@ fn protocol(protocol: UpstreamProtocol) -> &'static str {
 
 fn endpoints(endpoints: &Endpoints) -> Vec<String> {
     let weighted = |text: String, weight: u32| if weight == 1 { text } else { format!("{text} weight {weight}") };
-    let dns = |kind: &str, DnsEndpoint { host, port, weight }: &DnsEndpoint| {
-        weighted(format!("{kind} {host}:{port}"), *weight)
+    let dns = |kind: &str, DnsEndpoint { host, port, weight, placement }: &DnsEndpoint| {
+        placed(weighted(format!("{kind} {host}:{port}"), *weight), placement)
     };
     match endpoints {
         Endpoints::Static(endpoints) if endpoints.is_empty() => vec!["no endpoints".to_owned()],
         Endpoints::Static(endpoints) => {
-            let text = |Endpoint { address, weight, workload }: &Endpoint| {
+            let text = |Endpoint { address, weight, workload, placement }: &Endpoint| {
                 let address = match address {
                     EndpointAddress::Ip(ip, port) => std::net::SocketAddr::new(*ip, *port).to_string(),
                     EndpointAddress::UnixPath(path) => format!("unix://{}", path.display()),
                     EndpointAddress::UnixAbstract(name) => format!("unix://@{name}"),
                 };
                 let workload = workload.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-                format!("{}{workload}", weighted(format!("endpoint {address}"), *weight))
+                placed(format!("{}{workload}", weighted(format!("endpoint {address}"), *weight)), placement)
             };
             endpoints.iter().map(text).collect()
         }
         Endpoints::StrictDns(endpoints) => endpoints.iter().map(|endpoint| dns("dns", endpoint)).collect(),
         Endpoints::LogicalDns(endpoint) => vec![dns("dns (first address)", endpoint)],
+        Endpoints::Dynamic(DynamicDns { suffix, port }) => vec![format!("dns on demand *{suffix}:{port}")],
     }
+}
+
+/// With what is known of its place.
+fn placed(text: String, placement: &Placement) -> String {
+    let Placement { locality, priority, group } = placement;
+    let mut text = text;
+    if !locality.is_empty() {
+        _ = write!(text, " in {locality}");
+    }
+    if *priority > 0 {
+        _ = write!(text, " priority {priority}");
+    }
+    if *group > 0 {
+        _ = write!(text, " group {group}");
+    }
+    text
 }
 
 /// What differs from the default.
@@ -570,6 +654,7 @@ fn limits(limits: &Limits) -> Vec<String> {
         idle_timeout,
         max_connection_duration,
         tcp_keepalive,
+        http2_keepalive,
     } = limits;
     let default = Limits::default();
     let numbers = [
@@ -604,6 +689,9 @@ fn limits(limits: &Limits) -> Vec<String> {
             _ = write!(text, ", every {interval:?}");
         }
         texts.push(text);
+    }
+    if let Some(Http2Keepalive { interval, timeout }) = http2_keepalive {
+        texts.push(format!("HTTP/2 PING every {interval:?}, answered in {timeout:?}"));
     }
     texts
 }

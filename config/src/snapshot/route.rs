@@ -244,6 +244,8 @@ pub struct WeightedCluster {
     pub cluster: ClusterName,
     /// Relative weight, at least 1 when there are several.
     pub weight: u32,
+    /// The route names the port, so that settings for the port count for its hash key.
+    pub names_port: bool,
     /// Authority set by this destination's header operations (several destinations only). Without
     /// `x-envoy-original-host`.
     pub host_rewrite: Option<String>,

@@ -5,9 +5,8 @@ use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use config::snapshot::cluster::{
-    Cluster, Endpoint, EndpointAddress, Endpoints, Limits, ServiceIdentity, UpstreamProtocol,
-};
+use config::snapshot::balancing::Placement;
+use config::snapshot::cluster::{Cluster, Endpoint, EndpointAddress, Endpoints, ServiceIdentity};
 use config::snapshot::format::Format;
 use config::snapshot::listener::Bind;
 use config::snapshot::mesh::Mesh;
@@ -58,23 +57,16 @@ impl Proxied {
             address: EndpointAddress::Ip(address.ip(), address.port()),
             weight: 1,
             workload: None,
+            placement: Placement::default(),
         });
         let service =
             ServiceIdentity { host: "tcp.foo.svc.cluster.local".into(), name: "tcp".into(), namespace: "foo".into() };
-        let cluster = Cluster {
-            name: name.clone(),
-            service: Arc::new(service),
-            port: 9000,
-            subset: String::new(),
-            endpoints: Endpoints::Static(endpoint.into_iter().collect()),
-            protocol: UpstreamProtocol::Http1,
-            connect_timeout: Duration::from_secs(10),
-            limits: Limits::default(),
-            tls: None,
-        };
+        let endpoints = Endpoints::Static(endpoint.into_iter().collect());
+        let cluster = Cluster::new(name.clone(), Arc::new(service), 9000, endpoints);
         let resource = ResourceName { kind: "VirtualService", namespace: "foo".into(), name: "tcp".into() };
         let destinations = vec![TcpDestination { cluster: name, weight: 100 }];
-        let chain = TcpChain { destinations, idle_timeout: None, max_connection_duration: None, resource };
+        let chain =
+            TcpChain { destinations, idle_timeout: None, max_connection_duration: None, tunnel: None, resource };
         Self { chain, cluster, missing: false, drain: Drain::default() }
     }
 

@@ -258,7 +258,7 @@ impl EndpointSet {
                 Self::new(names.iter().filter_map(literal).collect())
             }
             Endpoints::LogicalDns(name) => literal(name).map_or_else(Self::default, |only| Self::new(vec![only])),
-            Endpoints::StrictDns(_) => Self::default(),
+            Endpoints::StrictDns(_) | Endpoints::Dynamic(_) => Self::default(),
         }
     }
 }

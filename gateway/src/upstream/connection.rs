@@ -99,11 +99,10 @@ fn transport_reason(error: &io::Error) -> Cow<'static, str> {
 mod tests {
     use std::path::Path;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use ahash::AHashMap;
     use config::snapshot::Snapshot;
-    use config::snapshot::cluster::{ClusterName, Endpoints, Limits, ServiceIdentity, UpstreamProtocol};
+    use config::snapshot::cluster::{ClusterName, Endpoints, ServiceIdentity};
     use config::snapshot::tls::{CaSource, ClientMode, ClientTls, ServerNameSource, TlsParameters};
     use config::source::Rescan;
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -176,16 +175,10 @@ mod tests {
         };
         let name = ClusterName::outbound(443, "", "up.example.com");
         let identity = ServiceIdentity { host: "up".into(), name: "up".into(), namespace: "shop".into() };
+        let endpoints = Endpoints::Static(Arc::default());
         let config = snapshot::Cluster {
-            name: name.clone(),
-            service: Arc::new(identity),
-            port: 443,
-            subset: String::new(),
-            endpoints: Endpoints::Static(Arc::default()),
-            protocol: UpstreamProtocol::Http1,
-            connect_timeout: Duration::from_secs(10),
-            limits: Limits::default(),
             tls: Some(Arc::new(tls)),
+            ..snapshot::Cluster::new(name.clone(), Arc::new(identity), 443, endpoints)
         };
         let clusters = Arc::new(AHashMap::from([(name.clone(), Arc::new(config))]));
         let snapshot = Arc::new(Snapshot { clusters, ..Snapshot::default() });

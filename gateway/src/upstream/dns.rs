@@ -234,6 +234,7 @@ fn dns_endpoints(cluster: &Cluster) -> &[DnsEndpoint] {
         Endpoints::Static(_) => &[],
         Endpoints::StrictDns(endpoints) => endpoints,
         Endpoints::LogicalDns(endpoint) => std::slice::from_ref(endpoint),
+        Endpoints::Dynamic(_) => &[],
     }
 }
 
@@ -360,8 +361,9 @@ mod tests {
     use std::collections::VecDeque;
 
     use config::snapshot::Snapshot;
+    use config::snapshot::balancing::Placement;
     use config::snapshot::cluster as snapshot;
-    use config::snapshot::cluster::{ClusterName, Limits, ServiceIdentity, UpstreamProtocol};
+    use config::snapshot::cluster::{ClusterName, ServiceIdentity};
     use hickory_resolver::config::{ConnectionConfig, ProtocolConfig};
 
     use super::*;
@@ -403,17 +405,9 @@ mod tests {
     }
 
     fn cluster(name: &str, endpoints: Endpoints) -> Arc<snapshot::Cluster> {
-        Arc::new(snapshot::Cluster {
-            name: ClusterName::outbound(80, "", name),
-            service: Arc::new(ServiceIdentity { host: name.into(), name: name.into(), namespace: "shop".into() }),
-            port: 80,
-            subset: String::new(),
-            endpoints,
-            protocol: UpstreamProtocol::Http1,
-            connect_timeout: Duration::from_secs(10),
-            limits: Limits::default(),
-            tls: None,
-        })
+        let service = ServiceIdentity { host: name.into(), name: name.into(), namespace: "shop".into() };
+        let name = ClusterName::outbound(80, "", name);
+        Arc::new(snapshot::Cluster::new(name, Arc::new(service), 80, endpoints))
     }
 
     fn names(hosts: &[&str]) -> Endpoints {
@@ -421,7 +415,7 @@ mod tests {
     }
 
     fn name(host: &str) -> DnsEndpoint {
-        DnsEndpoint { host: host.into(), port: 80, weight: 1 }
+        DnsEndpoint { host: host.into(), port: 80, weight: 1, placement: Placement::default() }
     }
 
     fn state(clusters: &[Arc<snapshot::Cluster>], previous: &State) -> Arc<State> {

@@ -80,7 +80,7 @@ impl<'a> Known<'a> {
                 Handler::Http(Arc::clone(known))
             }
             (DraftHandler::Http { routes, settings }, _) => {
-                Handler::Http(Arc::new(HttpChain { routes, settings: Arc::clone(settings) }))
+                Handler::Http(Arc::new(HttpChain { routes, settings: Arc::clone(settings), forward_proxy: None }))
             }
             (DraftHandler::Tcp(chain), Some(Handler::Tcp(known))) if **known == chain => {
                 Handler::Tcp(Arc::clone(known))
@@ -128,6 +128,7 @@ pub(super) fn tcp_chain(route: &StreamRoute, context: &Context<'_>) -> TcpChain 
         destinations: destinations.clone(),
         idle_timeout: Some(idle_timeout.unwrap_or(IDLE_TIMEOUT)).filter(|timeout| !timeout.is_zero()),
         max_connection_duration: tcp.and_then(|tcp| tcp.max_connection_duration).filter(|limit| !limit.is_zero()),
+        tunnel: None,
         resource: resource.name(),
     }
 }

@@ -182,6 +182,7 @@ impl<'a> Actions<'a> {
             clusters.push(WeightedCluster {
                 cluster: translation.cluster(destination, self.rule.resource, path),
                 weight,
+                names_port: destination.port.is_some_and(|port| port.number != 0),
                 host_rewrite: operations.authority,
                 request_headers,
                 response_headers,

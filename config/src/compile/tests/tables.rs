@@ -418,6 +418,7 @@ fn resolutions() {
             Some(format!("{:?}", endpoints.iter().map(|e| (&*e.host, e.port, e.weight)).collect::<Vec<_>>()))
         }
         Endpoints::LogicalDns(e) => Some(format!("{:?}", (&*e.host, e.port, e.weight))),
+        Endpoints::Dynamic(dns) => Some(format!("{:?}", (&*dns.suffix, dns.port))),
     };
     assert_eq!(text(", resolution: DNS").as_deref(), Some("[(\"ext.com\", 8080, 1)]"));
     let two = ", resolution: DNS, endpoints: [{address: a.com, weight: 3}, {address: b.com, ports: {http: 9}}]";
@@ -447,7 +448,7 @@ fn endpoints_of_services() {
             Endpoints::StrictDns(endpoints) => {
                 format!("{:?}", endpoints.iter().map(|e| (&*e.host, e.port)).collect::<Vec<_>>())
             }
-            Endpoints::LogicalDns(_) => panic!("no Service is resolved like that"),
+            Endpoints::LogicalDns(_) | Endpoints::Dynamic(_) => panic!("no Service is resolved like that"),
         }
     };
     assert_eq!(endpoints(""), "[(\"one.n.svc.cluster.local\", 80)]");

@@ -4,6 +4,7 @@
 //! life of one request, `forward` its way to an upstream and back. Everything is driven by polling on one thread, so the
 //! two directions of a request move independently and nothing is shared with other workers.
 
+pub(crate) mod affinity;
 pub mod buffered;
 pub mod chunked;
 mod edge;

@@ -44,6 +44,7 @@ use telemetry::metrics::Source;
 use tls::credentials::{Credentials, Places};
 use tls::handshakes::HandshakeLimits;
 use upstream::dns::{SystemLookup, resolve};
+use upstream::outlier;
 use worker::Gateway;
 
 /// How a gateway is run.
@@ -176,6 +177,7 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
     if !accept_invalid && update.loaded.has_errors() {
         return Err(StartFailure::Invalid(update.diagnostics));
     }
+    tokio::spawn(outlier::watch_over(receiver.clone()));
     tokio::spawn(resolve(Arc::clone(&gateway), receiver, SystemLookup::default()));
     reloader.apply(&update, begin).await;
     admin.readiness.serving();

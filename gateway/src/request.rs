@@ -16,7 +16,8 @@ use rustls::{CommonState, HandshakeKind, ProtocolVersion};
 use crate::http::headers::Headers;
 use crate::response::Flags;
 use crate::tls::parameters::{group_name, suite_name};
-use crate::upstream::cluster::{Address, Cluster};
+use crate::upstream::cluster::Cluster;
+use crate::upstream::endpoint::Address;
 
 /// When a connection or a request began.
 #[derive(Debug, Clone, Copy)]

@@ -13,18 +13,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
+use config::snapshot::balancing::HashKey;
 use config::snapshot::cluster::ClusterName;
 use config::snapshot::listener::{TcpChain, TcpDestination};
 
-use crate::http::Downstream;
 use crate::http::timers::Idle;
+use crate::http::{Downstream, affinity};
 use crate::request::{ConnectionFacts, Facts};
 use crate::response::{Flag, Reset};
 use crate::stream::Transport;
 use crate::telemetry::metrics::TcpCounts;
 use crate::tls::client::Application;
+use crate::upstream::balancer::Pick;
 use crate::upstream::cluster::Permit;
 use crate::upstream::connection;
+use crate::upstream::endpoint::Active;
+use crate::upstream::outlier::Outcome;
 use crate::worker::Worker;
 use relay::{End, Relay, Side};
 
@@ -32,7 +36,7 @@ use relay::{End, Relay, Side};
 /// sent it. It ends when both sides have ended, when one is gone, after the times that `chain` sets, or with the drain.
 pub async fn serve(worker: Rc<Worker>, downstream: Downstream, chain: Arc<TcpChain>) {
     let Downstream { transport, facts, drain, .. } = downstream;
-    let mut session = Session { worker, facts: Facts::of_connection(facts), counts: None };
+    let mut session = Session { worker, facts: Facts::of_connection(facts), counts: None, under_way: None };
     // Pinned here: a future that is handed on by value takes its room twice.
     let running = pin!(session.run(transport, &chain));
     drain.until_closing(running).await;
@@ -54,6 +58,8 @@ struct Session {
     facts: Facts,
     /// Where the bytes are counted, from the moment that the upstream is connected.
     counts: Option<Arc<TcpCounts>>,
+    /// Counts the connection among those of its endpoint.
+    under_way: Option<Active>,
 }
 
 /// Why there is no upstream connection, as far as the client notices.
@@ -98,7 +104,7 @@ impl Session {
             return Err(Refused::Close);
         }
         let name = choose(&chain.destinations, |bound| self.worker.random_below(bound));
-        let cluster = name.and_then(|name| state.clusters.get(name)).filter(|cluster| cluster.endpoints().ready);
+        let cluster = name.and_then(|name| state.clusters.get(name)).filter(|cluster| cluster.is_ready());
         let Some(cluster) = cluster.cloned() else { return Err(self.refuse(Flag::NC)) };
         // A connection may live for days; the configuration that it began with need not.
         drop(state);
@@ -108,16 +114,27 @@ impl Session {
             self.facts.flags.set(Flag::UO);
             return Err(Refused::Close);
         };
-        let Some(endpoint) = cluster.pick(&[], 0) else { return Err(self.refuse(Flag::UH)) };
+        let hash = match &cluster.config.balancing.hash_keys.without_port {
+            Some(key) if **key == HashKey::SourceIp => self.facts.connection.remote.map(affinity::source_ip),
+            _ => None,
+        };
+        let pick = Pick { hash, ..Pick::default() };
+        let Some(endpoint) = cluster.pick(pick, |bound| self.worker.random_below(bound)) else {
+            return Err(self.refuse(Flag::UH));
+        };
+        self.under_way = Some(endpoint.begin());
         self.facts.attempts = 1;
         self.facts.upstream_host = Some(endpoint.address.clone());
         match connection::connect(&cluster, &endpoint.address, Application::Tcp, None).await {
             Ok(transport) => {
+                cluster.report(&endpoint, Outcome::Connected);
+                cluster.report(&endpoint, Outcome::Answer(200));
                 self.facts.upstream_local = transport.local_addr();
                 self.facts.upstream_tls = connection::tls_facts(&cluster, &transport);
                 Ok((transport, permit))
             }
             Err(reset) => {
+                cluster.report(&endpoint, Outcome::Failed);
                 if let Reset::ConnectionFailure(reason) = reset {
                     self.facts.transport_failure = Some(reason);
                 }

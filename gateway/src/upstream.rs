@@ -1,10 +1,13 @@
 //! Clusters at run time: endpoints, limits, connection pools.
 
+pub mod balancer;
 pub mod cluster;
 pub mod connection;
 pub mod dns;
+pub mod endpoint;
 mod h1;
 mod h2;
+pub mod outlier;
 pub mod pool;
 
 use std::net::SocketAddr;

@@ -59,7 +59,7 @@ impl RequestView<'_> {
 }
 
 /// The raw names and values of a query.
-pub(super) fn query_parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
+pub fn query_parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 

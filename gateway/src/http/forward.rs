@@ -16,6 +16,7 @@ use bytes::Bytes;
 use config::snapshot::cluster::UpstreamProtocol;
 use config::snapshot::route::{Forward, PathRewrite, RetryOn, RetryPolicy, WeightedCluster};
 
+use super::affinity::{Affinity, affinity};
 use super::exchange::{Cut, Exchange};
 use super::headers::Headers;
 use super::mirror::Mirrors;
@@ -24,7 +25,10 @@ use super::{ClientStream, Frame, Gone};
 use crate::filter::{cors, fault, headers as header_filter};
 use crate::request::{PathAndQuery, Protocol};
 use crate::response::{Failure, Flag, Reset};
-use crate::upstream::cluster::{Address, Cluster, Permit};
+use crate::upstream::balancer::Pick;
+use crate::upstream::cluster::{Cluster, Permit};
+use crate::upstream::endpoint::{Active, Address};
+use crate::upstream::outlier::{Outcome, grpc_http_status};
 use crate::upstream::pool::Key;
 use crate::upstream::{self, RequestBody, ResponseHead, Stream};
 
@@ -71,8 +75,19 @@ pub(super) async fn forward<S: ClientStream>(
     exchange.facts.attempts = 1;
     let timeouts = prepare(exchange, action, destination);
     let body = RequestState::new(stream, action.retry.is_some(), Mirrors::start(exchange, action));
-    let mut forwarding =
-        Forwarding { exchange, stream, action, cluster, timeouts, body, broken: None, _active: active };
+    let affinity = affinity(exchange, action, &cluster);
+    let mut forwarding = Forwarding {
+        exchange,
+        stream,
+        action,
+        cluster,
+        timeouts,
+        affinity,
+        body,
+        broken: None,
+        under_way: None,
+        _active: active,
+    };
     forwarding.run().await
 }
 
@@ -317,9 +332,12 @@ struct Forwarding<'f, S> {
     action: &'f Forward,
     cluster: Arc<Cluster>,
     timeouts: Timeouts,
+    affinity: Affinity,
     body: RequestState,
     /// How the response broke off, until what came before has been written.
     broken: Option<Reset>,
+    /// Counts this request among those of the endpoint that has it.
+    under_way: Option<Active>,
     /// Counts this request among the cluster's.
     _active: Permit,
 }
@@ -331,17 +349,21 @@ impl<S: ClientStream> Forwarding<'_, S> {
         let mut retrying: Option<Permit> = None;
         loop {
             let attempt = self.exchange.facts.attempts;
-            if !self.cluster.endpoints().ready {
+            if !self.cluster.is_ready() {
                 return self.exchange.fail(self.stream, Failure::NoCluster).await;
             }
             let avoid = match &self.action.retry {
                 Some(policy) if policy.avoid_previous_hosts => &tried[..],
                 _ => &[],
             };
-            let Some(endpoint) = self.cluster.pick(avoid, RESELECTIONS) else {
+            let reselections = if avoid.is_empty() { 0 } else { RESELECTIONS };
+            let pick = Pick { hash: self.affinity.hash, tried: avoid, reselections };
+            let worker = &self.exchange.context.worker;
+            let Some(endpoint) = self.cluster.pick(pick, |bound| worker.random_below(bound)) else {
                 return self.exchange.fail(self.stream, Failure::NoHealthyUpstream).await;
             };
-            let address = endpoint.address;
+            let address = endpoint.address.clone();
+            self.under_way = Some(endpoint.begin());
             self.exchange.facts.upstream_host = Some(address.clone());
             if attempt > 1
                 && let Some(count) = self.exchange.request().headers.get_mut("x-envoy-attempt-count")
@@ -350,6 +372,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
             }
             let key = Key::new(&self.cluster, &address, &self.exchange.request().authority);
             let outcome = self.attempt(&key).await?;
+            self.report(&outcome);
             drop(retrying.take());
             let event = match &outcome {
                 Tried::Response(head, _) => Event::Response(head),
@@ -385,6 +408,31 @@ impl<S: ClientStream> Forwarding<'_, S> {
         }
     }
 
+    /// Tells outlier detection what has come of a try.
+    fn report(&self, tried: &Tried) {
+        let outcome = match tried {
+            // Whether a gRPC call has failed may stand in its trailers, which `relay` reports.
+            Tried::Response(head, _) if self.exchange.facts.grpc => match grpc_status(&head.headers) {
+                Some(code) => Outcome::Answer(grpc_http_status(code)),
+                None if head.end || head.status != 200 => Outcome::Answer(head.status),
+                None => return,
+            },
+            Tried::Response(head, _) => Outcome::Answer(head.status),
+            // A limit of the whole cluster says nothing of the endpoint.
+            Tried::Failed(Reset::Overflow) => return,
+            Tried::Failed(_) => Outcome::Failed,
+            Tried::Expired(Expired::Route | Expired::PerTry) => Outcome::TimedOut,
+            Tried::Expired(_) => return,
+        };
+        self.report_outcome(outcome);
+    }
+
+    fn report_outcome(&self, outcome: Outcome) {
+        if let Some(under_way) = &self.under_way {
+            self.cluster.report(under_way.endpoint(), outcome);
+        }
+    }
+
     async fn expire(&mut self, expired: Expired) -> Result<(), Cut> {
         self.exchange.fail(self.stream, timeout_failure(expired, self.body.complete)).await
     }
@@ -400,6 +448,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
             Ok(upstream) => upstream,
             Err(outcome) => return Ok(outcome),
         };
+        self.report_outcome(Outcome::Connected);
         self.exchange.facts.upstream_local = upstream.local();
         self.exchange.facts.upstream_tls = upstream.tls().cloned();
         let kind = match (self.exchange.upgrade, self.body.sent) {
@@ -639,6 +688,9 @@ impl<S: ClientStream> Forwarding<'_, S> {
             super::h1::write_decimal(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), &mut text);
             headers.set("x-envoy-upstream-service-time", text);
         }
+        for cookie in self.affinity.cookies.drain(..) {
+            headers.push("set-cookie", cookie);
+        }
         self.exchange.facts.response_headers = headers;
         self.exchange.apply_response_ops();
         if let (Some(origin), Some(policy)) = (&self.exchange.cors_origin, &self.action.cors) {
@@ -718,6 +770,11 @@ impl<S: ClientStream> Forwarding<'_, S> {
                     self.stream.send_data(data);
                 }
                 Poll::Ready(Some(Ok(upstream::Frame::Trailers(trailers)))) => {
+                    if self.exchange.facts.grpc
+                        && let Some(code) = grpc_status(&trailers)
+                    {
+                        self.report_outcome(Outcome::Answer(grpc_http_status(code)));
+                    }
                     self.exchange.facts.response_trailers.clone_from(&trailers);
                     self.stream.send_end(Some(trailers));
                     *responded = true;
@@ -817,7 +874,7 @@ impl Event<'_> {
                 if limited && on.envoy_ratelimited {
                     return true;
                 }
-                let grpc = head.headers.get_str("grpc-status").and_then(|status| status.parse::<u8>().ok());
+                let grpc = grpc_status(&head.headers);
                 (on.server_error && (500..600).contains(&head.status) && !limited)
                     || (on.gateway_error && (502..=504).contains(&head.status) && !limited)
                     || (on.retriable_4xx && head.status == 409)
@@ -826,6 +883,11 @@ impl Event<'_> {
             }
         }
     }
+}
+
+/// The status of a gRPC call, if these headers or trailers have one.
+fn grpc_status(headers: &Headers) -> Option<u8> {
+    headers.get_str("grpc-status").and_then(|status| status.parse().ok())
 }
 
 /// Removes from a response what concerns one connection only.

@@ -18,6 +18,7 @@ use crate::filter::fault;
 use crate::request::{Protocol, RequestHead};
 use crate::response::Reset;
 use crate::upstream::RequestBody;
+use crate::upstream::balancer::Pick;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::pool::Key;
 use crate::worker::Worker;
@@ -120,7 +121,9 @@ impl Copy {
         let limits = &self.cluster.config.limits;
         let _active =
             self.cluster.usage.acquire(|usage| &usage.requests, limits.max_requests).ok_or(Reset::Overflow)?;
-        let Some(endpoint) = self.cluster.pick(&[], 0) else { return Ok(()) };
+        let pick = |bound| worker.random_below(bound);
+        let Some(endpoint) = self.cluster.pick(Pick::default(), pick) else { return Ok(()) };
+        let _under_way = endpoint.begin();
         let key = Key::new(&self.cluster, &endpoint.address, &self.head.authority);
         let mut upstream = worker.pools.acquire(&self.cluster, &key, self.http2).await?;
         upstream.send_head(&self.head, if self.empty { RequestBody::Empty } else { RequestBody::Streamed });

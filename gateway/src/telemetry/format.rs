@@ -307,7 +307,7 @@ mod tests {
     use super::*;
     use crate::request::{Begun, ConnectionFacts, PathAndQuery, Protocol, RequestHead};
     use crate::response::Flag;
-    use crate::upstream::cluster::Address;
+    use crate::upstream::endpoint::Address;
 
     fn facts() -> Facts {
         let connection = ConnectionFacts {

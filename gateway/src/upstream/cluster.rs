@@ -1,14 +1,21 @@
 //! A cluster at run time: its endpoints of the moment and the counters that its limits are checked against.
+//!
+//! What is known of a cluster belongs to its name and outlives reloads: a reload that doesn't change a cluster leaves it
+//! as it is, and one that does keeps the endpoints that it still has, with their health and requests, and the counters.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use ahash::{AHashMap, AHashSet};
 use arc_swap::ArcSwap;
 use config::snapshot::cluster as snapshot;
-use config::snapshot::cluster::{EndpointAddress, Endpoints};
+use config::snapshot::cluster::Endpoints;
 use tokio::sync::Notify;
+
+use super::balancer::{Balancer, Member, Members, Pick};
+use super::endpoint::{Address, Endpoint, Target};
+use super::outlier::{self, Outcome};
 
 use crate::tls::client::Client;
 use crate::tls::credentials::Credentials;
@@ -21,11 +28,14 @@ pub struct Cluster {
     pub config: Arc<snapshot::Cluster>,
     /// TLS towards its endpoints.
     pub tls: ClusterTls,
-    /// The endpoints of the moment; replaced by name resolution.
-    endpoints: ArcSwap<EndpointSet>,
     /// What is in use; survives a reload.
     pub usage: Arc<Usage>,
-    next: AtomicUsize,
+    /// The endpoints of the moment; replaced by name resolution and when endpoints are ejected or return.
+    balancer: ArcSwap<Balancer>,
+    /// Held while that is replaced.
+    balancing: Mutex<()>,
+    /// Where turns begin.
+    start: usize,
 }
 
 /// TLS of a cluster.
@@ -72,48 +82,6 @@ impl ClusterTls {
     }
 }
 
-/// The endpoints of a cluster at one moment.
-#[derive(Debug, Default, PartialEq)]
-pub struct EndpointSet {
-    /// `false` until names were resolved for the first time (or failed): requests answer 503 `NC` as in Envoy's
-    /// warming.
-    pub ready: bool,
-    /// The addresses; each appears as often as its weight says relative to the others.
-    pub endpoints: Vec<Endpoint>,
-    /// Indexes into `endpoints`, spread for weighted round robin.
-    schedule: Vec<u32>,
-}
-
-/// An address to connect to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// Where.
-    pub address: Address,
-    /// Weight, at least 1.
-    pub weight: u32,
-}
-
-/// The address of an upstream connection.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Address {
-    /// TCP.
-    Ip(SocketAddr),
-    /// Unix socket path.
-    UnixPath(PathBuf),
-    /// Abstract unix socket.
-    UnixAbstract(String),
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Ip(address) => address.fmt(f),
-            Self::UnixPath(path) => path.display().fmt(f),
-            Self::UnixAbstract(name) => write!(f, "@{name}"),
-        }
-    }
-}
-
 /// What a cluster has in use, over all workers.
 #[derive(Debug, Default)]
 pub struct Usage {
@@ -125,6 +93,12 @@ pub struct Usage {
     pub requests: AtomicU32,
     /// Retries under way.
     pub retries: AtomicU32,
+    /// Held while it is decided who is ejected.
+    ejecting: Mutex<()>,
+    /// Counts changes of who is ejected.
+    ejection_changes: AtomicU64,
+    /// Endpoints that were ejected so far.
+    pub ejections_total: AtomicU64,
     /// Wakes those who wait for a connection.
     pub freed: Notify,
 }
@@ -145,6 +119,17 @@ impl Usage {
         max_connections < u32::MAX
             && self.pending.load(Ordering::SeqCst) > 0
             && self.connections.load(Ordering::SeqCst) >= max_connections
+    }
+
+    /// Changes so far of who is ejected; what was made of fewer is out of date.
+    pub fn ejections(&self) -> u64 {
+        self.ejection_changes.load(Ordering::SeqCst)
+    }
+
+    /// Somebody was ejected (`count` of them), or returns.
+    fn ejected(&self, count: u64) {
+        self.ejections_total.fetch_add(count, Ordering::Relaxed);
+        self.ejection_changes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Takes one of `counter` if fewer than `limit` are taken; given back when the permit drops.
@@ -171,8 +156,9 @@ impl Drop for Permit {
 }
 
 impl Cluster {
-    /// The cluster of `config`, which takes over from `previous` its counters, its TLS as far as that is the same, and
-    /// resolved addresses if the names are the same. `previous` itself if nothing has changed.
+    /// The cluster of `config`, which takes over from `previous` its counters, its TLS as far as that is the same, its
+    /// endpoints as far as it still has them, with what is known of them, and resolved addresses if the names are the
+    /// same. `previous` itself if nothing has changed.
     pub fn build(
         config: &Arc<snapshot::Cluster>,
         credentials: &Credentials,
@@ -181,158 +167,167 @@ impl Cluster {
         let tls = ClusterTls::build(config, credentials, previous.map(|previous| &previous.tls));
         let config = Arc::clone(config);
         let Some(previous) = previous else {
-            let endpoints = ArcSwap::from_pointee(EndpointSet::initial(&config.endpoints));
-            return Arc::new(Self { config, tls, endpoints, usage: Arc::default(), next: AtomicUsize::new(0) });
+            let cluster = Self {
+                balancer: ArcSwap::default(),
+                balancing: Mutex::default(),
+                usage: Arc::default(),
+                start: rand::random::<u32>() as usize,
+                config,
+                tls,
+            };
+            cluster.replace(|known| {
+                initial(&cluster.config.endpoints).map_or_else(Members::default, |targets| members(targets, known))
+            });
+            return Arc::new(cluster);
         };
         let same_config = Arc::ptr_eq(&config, &previous.config);
         if same_config && tls.is_same(&previous.tls) {
             return Arc::clone(previous);
         }
-        let has_names = !matches!(config.endpoints, Endpoints::Static(_));
-        let endpoints = if same_config || (has_names && config.endpoints == previous.config.endpoints) {
-            ArcSwap::new(previous.endpoints.load_full())
-        } else {
-            ArcSwap::from_pointee(EndpointSet::initial(&config.endpoints))
+        let before = previous.balancer.load_full();
+        let cluster = Self {
+            balancer: ArcSwap::new(Arc::clone(&before)),
+            balancing: Mutex::default(),
+            usage: Arc::clone(&previous.usage),
+            start: previous.start,
+            config,
+            tls,
         };
-        let next = AtomicUsize::new(previous.next.load(Ordering::Relaxed));
-        Arc::new(Self { config, tls, endpoints, usage: Arc::clone(&previous.usage), next })
+        let (new, old) = (&*cluster.config, &*previous.config);
+        let members = if new.endpoints == old.endpoints {
+            Arc::clone(&before.members)
+        } else {
+            match initial(&new.endpoints) {
+                Some(targets) => Arc::new(members(targets, &before.members)),
+                // As Envoy, which serves with the old cluster until the new one has resolved its names; but nobody is
+                // spoken to in another way than the configuration has said.
+                None if new.tls == old.tls && new.proxy_protocol == old.proxy_protocol => Arc::clone(&before.members),
+                None => Arc::default(),
+            }
+        };
+        let is_balanced_alike = new.balancing == old.balancing && new.outlier_detection == old.outlier_detection;
+        if !(is_balanced_alike && Arc::ptr_eq(&members, &before.members)) {
+            cluster.rebalance(members, &before);
+        }
+        Arc::new(cluster)
     }
 
     /// The endpoints of this moment.
-    pub fn endpoints(&self) -> arc_swap::Guard<Arc<EndpointSet>> {
-        self.endpoints.load()
+    pub fn members(&self) -> Arc<Members> {
+        Arc::clone(&self.balancer.load().members)
     }
 
-    /// Replaces the endpoints after name resolution: every address with its weight, in the resolver's order.
-    pub fn set_endpoints(&self, endpoints: Vec<Endpoint>) {
-        let set = EndpointSet::new(endpoints);
-        if **self.endpoints.load() != set {
-            self.endpoints.store(Arc::new(set));
+    /// Whether requests may be sent: not before names were resolved for the first time (or failed).
+    pub fn is_ready(&self) -> bool {
+        self.balancer.load().members.ready
+    }
+
+    /// Whether the cluster has an endpoint at `address`.
+    pub fn has_endpoint(&self, address: &Address) -> bool {
+        self.balancer.load().members.list.iter().any(|member| member.endpoint.address == *address)
+    }
+
+    /// Replaces the endpoints after name resolution, in the resolver's order.
+    pub fn set_endpoints(&self, targets: Vec<Target>) {
+        self.replace(|known| members(targets, known));
+    }
+
+    /// The endpoint for a request. `None` without one that may be used.
+    pub fn pick(&self, pick: Pick<'_>, random: impl FnMut(u64) -> u64) -> Option<Arc<Endpoint>> {
+        let balancer = self.balancer.load();
+        if balancer.ejections == self.usage.ejections() {
+            return balancer.pick(pick, random);
+        }
+        drop(balancer);
+        // Somebody was ejected or may return.
+        self.replace(|known| known.clone());
+        self.balancer.load().pick(pick, random)
+    }
+
+    /// Takes note of what came of a request or connection to `endpoint`, and ejects it if it fails too often.
+    pub fn report(&self, endpoint: &Endpoint, outcome: Outcome) {
+        let Some(settings) = &self.config.outlier_detection else { return };
+        let Some(detector) = endpoint.health.count(outcome, settings) else { return };
+        let _one_at_a_time = self.usage.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let ejected = outlier::eject(endpoint, &self.members().list, settings);
+        if ejected {
+            self.usage.ejected(1);
+        }
+        outlier::log(self, endpoint, detector, ejected);
+    }
+
+    /// Lets endpoints return whose time is over; which ones.
+    pub fn look_again(&self) -> Vec<Arc<Endpoint>> {
+        let settings = self.config.outlier_detection.as_deref();
+        if settings.is_none() && self.usage.ejections() == 0 {
+            return Vec::new();
+        }
+        let _one_at_a_time = self.usage.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let returned = outlier::look_again(&self.members().list, settings);
+        if !returned.is_empty() {
+            self.usage.ejected(0);
+        }
+        returned
+    }
+
+    /// Puts what `change` makes of the endpoints in their place, unless it is the same.
+    fn replace(&self, change: impl FnOnce(&Members) -> Members) {
+        let _one_at_a_time = self.balancing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.balancer.load_full();
+        let members = change(&before.members);
+        if !members.is_same(&before.members) {
+            self.rebalance(Arc::new(members), &before);
+        } else if before.ejections != self.usage.ejections() {
+            self.rebalance(Arc::clone(&before.members), &before);
         }
     }
 
-    /// The next endpoint in weighted round robin, avoiding those in `tried` as long as another one is found within
-    /// `reselections` further picks. `None` without endpoints.
-    pub fn pick(&self, tried: &[Address], reselections: u32) -> Option<Endpoint> {
-        let set = self.endpoints.load();
-        if set.schedule.is_empty() {
-            return None;
-        }
-        let mut picked = None;
-        for _ in 0..=reselections {
-            let turn = self.next.fetch_add(1, Ordering::Relaxed) % set.schedule.len();
-            let endpoint = &set.endpoints[set.schedule[turn] as usize];
-            let fresh = !tried.contains(&endpoint.address);
-            picked = Some(endpoint);
-            if fresh {
-                break;
-            }
-        }
-        picked.cloned()
+    fn rebalance(&self, members: Arc<Members>, before: &Balancer) {
+        // Read before the endpoints are looked at: whoever is ejected meanwhile makes this one stale, too.
+        let ejections = self.usage.ejections();
+        let panic_percent = self.config.outlier_detection.as_ref().map_or(0, |settings| settings.panic_percent);
+        let balancing = &self.config.balancing;
+        let balancer = Balancer::new(members, ejections, balancing, panic_percent, Some(before), self.start);
+        self.balancer.store(Arc::new(balancer));
     }
 }
 
-impl EndpointSet {
-    /// A set that is ready to serve.
-    pub fn new(endpoints: Vec<Endpoint>) -> Self {
-        let schedule = schedule(&endpoints);
-        Self { ready: true, endpoints, schedule }
-    }
-
-    fn initial(endpoints: &Endpoints) -> Self {
-        match endpoints {
-            Endpoints::Static(list) => Self::new(
-                list.iter()
-                    .map(|endpoint| {
-                        let address = match &endpoint.address {
-                            EndpointAddress::Ip(ip, port) => Address::Ip(SocketAddr::new(*ip, *port)),
-                            EndpointAddress::UnixPath(path) => Address::UnixPath(path.clone()),
-                            EndpointAddress::UnixAbstract(name) => Address::UnixAbstract(name.clone()),
-                        };
-                        Endpoint { address, weight: endpoint.weight.max(1) }
-                    })
-                    .collect(),
-            ),
-            // An IP literal needs no resolver.
-            Endpoints::StrictDns(names) if names.iter().all(|name| name.host.parse::<IpAddr>().is_ok()) => {
-                Self::new(names.iter().filter_map(literal).collect())
-            }
-            Endpoints::LogicalDns(name) => literal(name).map_or_else(Self::default, |only| Self::new(vec![only])),
-            Endpoints::StrictDns(_) | Endpoints::Dynamic(_) => Self::default(),
+/// The endpoints at `targets`, with those of `known` that are among them.
+fn members(targets: Vec<Target>, known: &Members) -> Members {
+    let known: AHashMap<&Address, &Arc<Endpoint>> =
+        known.list.iter().map(|member| (&member.endpoint.address, &member.endpoint)).collect();
+    let mut seen = AHashSet::with_capacity(targets.len());
+    let mut list = Vec::with_capacity(targets.len());
+    for Target { address, weight, placement } in targets {
+        // As in Envoy, an address counts once, with what is said of it first.
+        if !seen.insert(address.clone()) {
+            continue;
         }
+        let endpoint = known.get(&address).map_or_else(|| Arc::new(Endpoint::new(address)), |&known| Arc::clone(known));
+        list.push(Member { endpoint, weight, placement });
+    }
+    Members { ready: true, list }
+}
+
+/// What the endpoints are before any name is resolved; `None` if nothing is known.
+fn initial(endpoints: &Endpoints) -> Option<Vec<Target>> {
+    match endpoints {
+        Endpoints::Static(list) => Some(list.iter().map(Target::from).collect()),
+        // An IP literal needs no resolver.
+        Endpoints::StrictDns(names) => names.iter().map(literal).collect(),
+        Endpoints::LogicalDns(name) => literal(name).map(|only| vec![only]),
+        // Every request brings its own.
+        Endpoints::Dynamic(_) => Some(Vec::new()),
     }
 }
 
-fn literal(name: &snapshot::DnsEndpoint) -> Option<Endpoint> {
-    let ip = name.host.parse().ok()?;
-    Some(Endpoint { address: Address::Ip(SocketAddr::new(ip, name.port)), weight: name.weight.max(1) })
-}
-
-/// The longest schedule that is built; larger weights are scaled down to it.
-const MAX_SCHEDULE: u64 = 1 << 16;
-
-/// Smooth weighted round robin as a list of indexes: each endpoint appears in proportion to its weight, spread evenly.
-fn schedule(endpoints: &[Endpoint]) -> Vec<u32> {
-    let Some(first) = endpoints.first() else { return Vec::new() };
-    let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
-    if endpoints.iter().all(|endpoint| endpoint.weight == first.weight) {
-        return (0..count).collect();
-    }
-    let divisor = endpoints.iter().fold(0, |divisor, endpoint| gcd(divisor, endpoint.weight)).max(1);
-    let mut weights: Vec<u64> = endpoints.iter().map(|endpoint| u64::from(endpoint.weight / divisor)).collect();
-    let total: u64 = weights.iter().sum();
-    if total > MAX_SCHEDULE {
-        for weight in &mut weights {
-            *weight = (*weight * MAX_SCHEDULE / total).max(1);
-        }
-    }
-    // Each endpoint's k-th turn of w stands at (k + 1/2) / w of the round.
-    let mut turns: Vec<(f64, u32)> = (0..count)
-        .zip(&weights)
-        .flat_map(|(index, &weight)| (0..weight).map(move |turn| ((turn as f64 + 0.5) / weight as f64, index)))
-        .collect();
-    turns.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    turns.into_iter().map(|(_, index)| index).collect()
-}
-
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
+fn literal(name: &snapshot::DnsEndpoint) -> Option<Target> {
+    let snapshot::DnsEndpoint { host, port, weight, placement } = name;
+    let ip = host.parse().ok()?;
+    let address = Address::Ip(SocketAddr::new(ip, *port));
+    Some(Target { address, weight: (*weight).max(1), placement: placement.clone() })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn endpoint(port: u16, weight: u32) -> Endpoint {
-        Endpoint { address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], port))), weight }
-    }
-
-    #[test]
-    fn weights_share_a_round_exactly() {
-        let turns = schedule(&[endpoint(1, 1), endpoint(2, 3)]);
-        assert_eq!(turns.len(), 4);
-        assert_eq!(turns.iter().filter(|&&index| index == 1).count(), 3);
-    }
-
-    #[test]
-    fn equal_weights_take_turns() {
-        assert_eq!(schedule(&[endpoint(1, 7), endpoint(2, 7)]), [0, 1]);
-    }
-
-    #[test]
-    fn huge_weights_are_scaled_down() {
-        let turns = schedule(&[endpoint(1, u32::MAX), endpoint(2, 1)]);
-        assert!(turns.len() as u64 <= MAX_SCHEDULE + 1);
-        assert!(turns.contains(&1));
-    }
-
-    #[test]
-    fn permits_end_at_the_limit_and_come_back() {
-        let usage = Arc::new(Usage::default());
-        let first = usage.acquire(|usage| &usage.requests, 1);
-        assert!(first.is_some());
-        assert!(usage.acquire(|usage| &usage.requests, 1).is_none());
-        drop(first);
-        assert!(usage.acquire(|usage| &usage.requests, 1).is_some());
-    }
-}
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests;

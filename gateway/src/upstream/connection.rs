@@ -8,7 +8,8 @@ use config::snapshot::cluster as snapshot;
 use config::snapshot::cluster::TcpKeepalive;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::cluster::{Address, Cluster, ClusterTls};
+use super::cluster::{Cluster, ClusterTls};
+use super::endpoint::Address;
 use crate::request::TlsFacts;
 use crate::response::Reset;
 use crate::stream::{Socket, Transport};

@@ -29,7 +29,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::cluster::{Address, Cluster, Endpoint};
+use super::cluster::Cluster;
+use super::endpoint::{Address, Target};
 use crate::state::State;
 use crate::worker::Gateway;
 
@@ -220,9 +221,10 @@ impl Names {
         }
         let count = if matches!(cluster.config.endpoints, Endpoints::LogicalDns(_)) { 1 } else { usize::MAX };
         let endpoints = answered.into_iter().flat_map(|(endpoint, addresses)| {
-            addresses.into_iter().take(count).map(|ip| Endpoint {
+            addresses.into_iter().take(count).map(|ip| Target {
                 address: Address::Ip(SocketAddr::new(ip, endpoint.port)),
                 weight: endpoint.weight.max(1),
+                placement: endpoint.placement.clone(),
             })
         });
         cluster.set_endpoints(endpoints.collect());
@@ -427,8 +429,8 @@ mod tests {
 
     fn addresses(state: &State, name: &str) -> Option<Vec<String>> {
         let cluster = &state.clusters[&ClusterName::outbound(80, "", name)];
-        let endpoints = cluster.endpoints();
-        endpoints.ready.then(|| endpoints.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect())
+        let members = cluster.members();
+        members.ready.then(|| members.list.iter().map(|member| member.endpoint.address.to_string()).collect())
     }
 
     fn start(state: &Arc<State>, script: &Script) -> watch::Sender<Arc<State>> {

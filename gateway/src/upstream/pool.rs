@@ -12,7 +12,8 @@ use ahash::AHashMap;
 use config::snapshot::cluster::ClusterName;
 use tokio::sync::Notify;
 
-use super::cluster::{Address, Cluster, ClusterTls};
+use super::cluster::{Cluster, ClusterTls};
+use super::endpoint::Address;
 use super::{Stream, connection, h1, h2};
 use crate::response::Reset;
 use crate::state::State;
@@ -319,7 +320,7 @@ impl Pools {
 fn serving<'s>(state: &'s State, place: &Place) -> Option<&'s Arc<Cluster>> {
     let cluster = state.clusters.get(&place.cluster)?;
     let same_tls = is_same(cluster.tls.client(), place.tls.as_ref().map(|tls| &tls.0));
-    let same_endpoint = || cluster.endpoints().endpoints.iter().any(|endpoint| endpoint.address == place.address);
+    let same_endpoint = || cluster.has_endpoint(&place.address);
     let has_tls = !matches!(cluster.tls, ClusterTls::Unavailable(_));
     (has_tls && same_tls && same_endpoint()).then_some(cluster)
 }

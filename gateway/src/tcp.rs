@@ -5,17 +5,18 @@
 //! Source: `reference/networking.md` §3.18-3.20, §9; `reference/telemetry-and-operations.md` §1, §4.
 
 mod relay;
+mod tunnel;
 
 use std::borrow::Cow;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
 use config::snapshot::balancing::HashKey;
 use config::snapshot::cluster::ClusterName;
-use config::snapshot::listener::{TcpChain, TcpDestination};
+use config::snapshot::listener::{TcpChain, TcpDestination, Tunnel};
 
 use crate::http::timers::Idle;
 use crate::http::{Downstream, affinity};
@@ -25,12 +26,14 @@ use crate::stream::Transport;
 use crate::telemetry::metrics::TcpCounts;
 use crate::tls::client::Application;
 use crate::upstream::balancer::Pick;
-use crate::upstream::cluster::Permit;
-use crate::upstream::connection;
-use crate::upstream::endpoint::Active;
+use crate::upstream::cluster::{Cluster, Permit};
+use crate::upstream::connection::{self, Purpose};
+use crate::upstream::endpoint::{Active, Address};
 use crate::upstream::outlier::Outcome;
+use crate::upstream::pool::Key;
 use crate::worker::Worker;
 use relay::{End, Relay, Side};
+use tunnel::Upstream;
 
 /// Serves a connection, whose transport is what the upstream gets to see: plaintext, decrypted TLS, or TLS as the client
 /// sent it. It ends when both sides have ended, when one is gone, after the times that `chain` sets, or with the drain.
@@ -97,7 +100,7 @@ impl Session {
     }
 
     /// The upstream connection, with its place among those of the cluster.
-    async fn connect(&mut self, chain: &TcpChain) -> Result<(Transport, Permit), Refused> {
+    async fn connect(&mut self, chain: &TcpChain) -> Result<(Upstream, Option<Permit>), Refused> {
         let state = self.worker.gateway.state.load_full();
         if !state.snapshot.refusals.is_empty() {
             self.facts.termination_details = Cow::Borrowed("policy_not_enforceable");
@@ -109,11 +112,6 @@ impl Session {
         // A connection may live for days; the configuration that it began with need not.
         drop(state);
         self.facts.cluster = Some(Arc::clone(&cluster));
-        let Some(permit) = cluster.usage.acquire(|usage| &usage.connections, cluster.config.limits.max_connections)
-        else {
-            self.facts.flags.set(Flag::UO);
-            return Err(Refused::Close);
-        };
         let hash = match &cluster.config.balancing.hash_keys.without_port {
             Some(key) if **key == HashKey::SourceIp => self.facts.connection.remote.map(affinity::source_ip),
             _ => None,
@@ -125,13 +123,22 @@ impl Session {
         self.under_way = Some(endpoint.begin());
         self.facts.attempts = 1;
         self.facts.upstream_host = Some(endpoint.address.clone());
-        match connection::connect(&cluster, &endpoint.address, Application::Tcp, None).await {
-            Ok(transport) => {
+        let connected = match &chain.tunnel {
+            None => self.connect_directly(&cluster, &endpoint.address).await,
+            Some(tunnel) => self.connect_by_proxy(&cluster, &endpoint.address, tunnel).await,
+        };
+        match connected {
+            Ok((upstream, permit)) => {
                 cluster.report(&endpoint, Outcome::Connected);
                 cluster.report(&endpoint, Outcome::Answer(200));
-                self.facts.upstream_local = transport.local_addr();
-                self.facts.upstream_tls = connection::tls_facts(&cluster, &transport);
-                Ok((transport, permit))
+                self.facts.upstream_local = upstream.local_addr();
+                Ok((upstream, permit))
+            }
+            Err(Reset::Overflow) => {
+                self.facts.flags.set(Flag::UO);
+                self.facts.attempts = 0;
+                self.facts.upstream_host = None;
+                Err(Refused::Close)
             }
             Err(reset) => {
                 cluster.report(&endpoint, Outcome::Failed);
@@ -144,17 +151,45 @@ impl Session {
         }
     }
 
+    async fn connect_directly(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        address: &Address,
+    ) -> Result<(Upstream, Option<Permit>), Reset> {
+        let limit = cluster.config.limits.max_connections;
+        let permit = cluster.usage.acquire(|usage| &usage.connections, limit).ok_or(Reset::Overflow)?;
+        let purpose = Purpose::new(cluster, &self.facts.connection, None);
+        let transport = connection::connect(cluster, address, Application::Tcp, &purpose).await?;
+        self.facts.upstream_tls = connection::tls_facts(cluster, &transport);
+        Ok((Upstream::Direct(transport), Some(permit)))
+    }
+
+    /// Through an HTTP proxy, whose connections the pool counts.
+    async fn connect_by_proxy(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        address: &Address,
+        tunnel: &Tunnel,
+    ) -> Result<(Upstream, Option<Permit>), Reset> {
+        // Nothing names the proxy in a request, so TLS with it is for the host that the route names. Envoy sends no SNI.
+        let host = cluster.config.service.host.as_bytes();
+        let key = Key::new(cluster, address, host, &self.facts.connection);
+        let tunneled = tunnel::open(&self.worker.pools, cluster, &key, tunnel).await?;
+        self.facts.upstream_tls = tunneled.tls();
+        Ok((Upstream::Tunnel(Box::new(tunneled)), None))
+    }
+
     fn refuse(&mut self, flag: Flag) -> Refused {
         self.facts.flags.set(flag);
         Refused::Reset
     }
 
     /// Copies both ways until it is over. An end by time closes both sides in good order.
-    async fn relay(&mut self, downstream: &mut Transport, upstream: &mut Transport, chain: &TcpChain) {
+    async fn relay(&mut self, downstream: &mut Transport, upstream: &mut Upstream, chain: &TcpChain) {
         self.counts = self.worker.gateway.telemetry.metrics.tcp.open(&self.facts);
         let mut idle = chain.idle_timeout.map(Idle::new);
         let mut relay = Relay::default();
-        let mut loss = None;
+        let mut loss: Option<Pin<Box<dyn Future<Output = ()>>>> = None;
         let end = poll_fn(|cx| {
             let mut end = relay.poll(cx, downstream, upstream);
             if self.note_bytes(&relay)
@@ -165,8 +200,10 @@ impl Session {
             if end.is_pending()
                 && let Some(side) = relay.half_ended()
             {
-                let transport = if side == Side::Downstream { &*downstream } else { &*upstream };
-                let loss = loss.get_or_insert_with(|| Box::pin(transport.socket().loss()));
+                let loss = loss.get_or_insert_with(|| match side {
+                    Side::Downstream => Box::pin(downstream.socket().loss()),
+                    Side::Upstream => upstream.loss(),
+                });
                 // A client that has its upstream's end keeps what it was sent before.
                 end = loss.as_mut().poll(cx).map(|()| End::Gone { side, reset: side == Side::Downstream });
             }

@@ -8,7 +8,9 @@ pub mod endpoint;
 mod h1;
 mod h2;
 pub mod outlier;
+mod pings;
 pub mod pool;
+pub mod proxy_header;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,6 +33,8 @@ pub enum RequestBody {
     Streamed,
     /// The connection becomes a tunnel if the upstream agrees (WebSocket).
     Upgrade,
+    /// The connection becomes a tunnel if the upstream answers with 2xx (CONNECT).
+    Connect,
 }
 
 /// Status and header lines of an upstream's response.
@@ -117,6 +121,15 @@ impl Stream {
         match self {
             Self::H1(stream) => stream.poll_frame(cx),
             Self::H2(stream) => stream.poll_frame(cx),
+        }
+    }
+
+    /// Says that the upstream has let a request wait in vain: its connection is asked for a sign of life.
+    pub fn doubt(&self) {
+        match self {
+            // Nobody else uses the connection, and it closes.
+            Self::H1(_) => {}
+            Self::H2(stream) => stream.doubt(),
         }
     }
 

@@ -370,7 +370,8 @@ impl<S: ClientStream> Forwarding<'_, S> {
             {
                 *count = attempt.to_string().into();
             }
-            let key = Key::new(&self.cluster, &address, &self.exchange.request().authority);
+            let connection = std::rc::Rc::clone(&self.exchange.facts.connection);
+            let key = Key::new(&self.cluster, &address, &self.exchange.request().authority, &connection);
             let outcome = self.attempt(&key).await?;
             self.report(&outcome);
             drop(retrying.take());
@@ -476,7 +477,10 @@ impl<S: ClientStream> Forwarding<'_, S> {
                     return Ok(Tried::Response(head, upstream));
                 }
                 Polled::Failed(reset) => return Ok(Tried::Failed(reset)),
-                Polled::Expired(expired) => return Ok(Tried::Expired(expired)),
+                Polled::Expired(expired) => {
+                    upstream.doubt();
+                    return Ok(Tried::Expired(expired));
+                }
             }
         }
     }

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::exchange::Exchange;
 use crate::filter::fault;
-use crate::request::{Protocol, RequestHead};
+use crate::request::{ConnectionFacts, Protocol, RequestHead};
 use crate::response::Reset;
 use crate::upstream::RequestBody;
 use crate::upstream::balancer::Pick;
@@ -63,6 +63,7 @@ impl Mirrors {
                     UpstreamProtocol::SameAsClient => exchange.facts.protocol == Some(Protocol::Http2),
                 },
                 empty: complete,
+                connection: Rc::clone(&exchange.facts.connection),
             };
             let (sender, receiver) = mpsc::channel(QUEUE);
             let worker = Rc::clone(worker);
@@ -114,6 +115,8 @@ struct Copy {
     cluster: Arc<Cluster>,
     http2: bool,
     empty: bool,
+    /// Whose request it is.
+    connection: Rc<ConnectionFacts>,
 }
 
 impl Copy {
@@ -124,7 +127,7 @@ impl Copy {
         let pick = |bound| worker.random_below(bound);
         let Some(endpoint) = self.cluster.pick(Pick::default(), pick) else { return Ok(()) };
         let _under_way = endpoint.begin();
-        let key = Key::new(&self.cluster, &endpoint.address, &self.head.authority);
+        let key = Key::new(&self.cluster, &endpoint.address, &self.head.authority, &self.connection);
         let mut upstream = worker.pools.acquire(&self.cluster, &key, self.http2).await?;
         upstream.send_head(&self.head, if self.empty { RequestBody::Empty } else { RequestBody::Streamed });
         let mut sent = self.empty;

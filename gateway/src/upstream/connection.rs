@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use config::snapshot::cluster as snapshot;
 use config::snapshot::cluster::TcpKeepalive;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::cluster::{Cluster, ClusterTls};
 use super::endpoint::Address;
-use crate::request::TlsFacts;
+use super::proxy_header::ClientConnection;
+use crate::request::{ConnectionFacts, TlsFacts};
 use crate::response::Reset;
 use crate::stream::{Socket, Transport};
 use crate::tls::client::Application;
@@ -18,8 +20,24 @@ use crate::tls::client::Application;
 /// What Envoy says while it waits for a secret.
 pub(super) const NO_SECRET: &str = "TLS_error:_Secret_is_not_supplied_by_SDS";
 
-/// Connects to `address` and shakes hands, if the cluster has TLS, within the cluster's connect timeout. `server_name`
-/// is what [`Client::server_name`](crate::tls::client::Client::server_name) has made of the request.
+/// What a connection is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Purpose {
+    /// The host, where connections are made for one: that which TLS asks for by name, in lower case without port.
+    pub host: Option<Arc<str>>,
+    /// The client, where the upstream is told of it: then nobody else may use the connection.
+    pub client: Option<ClientConnection>,
+}
+
+impl Purpose {
+    /// For what comes from `connection`, and for `host` if it is raw TCP for a host that is known.
+    pub fn new(cluster: &Cluster, connection: &ConnectionFacts, host: Option<Arc<str>>) -> Self {
+        let ConnectionFacts { remote, local, .. } = *connection;
+        Self { host, client: cluster.config.proxy_protocol.map(|_| ClientConnection { remote, local }) }
+    }
+}
+
+/// Connects to `address` and shakes hands, if the cluster has TLS, within the cluster's connect timeout.
 ///
 /// # Errors
 /// [`Reset::ConnectionTimeout`], or [`Reset::ConnectionFailure`] with the transport's reason.
@@ -27,7 +45,7 @@ pub async fn connect(
     cluster: &Cluster,
     address: &Address,
     application: Application,
-    server_name: Option<&str>,
+    purpose: &Purpose,
 ) -> Result<Transport, Reset> {
     let opened = async {
         let client = match &cluster.tls {
@@ -36,13 +54,16 @@ pub async fn connect(
             ClusterTls::Unavailable(_) => return Err(Cow::Borrowed(NO_SECRET)),
         };
         let mut socket = open(&cluster.config, address).await.map_err(|error| transport_reason(&error))?;
+        if let (Some(version), Some(client)) = (cluster.config.proxy_protocol, &purpose.client) {
+            socket.write_all(&client.header(version)).await.map_err(|error| transport_reason(&error))?;
+        }
         let Some(client) = client else { return Ok(Transport::from(socket)) };
         socket.read_ahead();
         let peer = match address {
             Address::Ip(address) => Some(address.ip()),
             Address::UnixPath(_) | Address::UnixAbstract(_) => None,
         };
-        client.connect(socket, application, server_name, peer).await.map(Transport::from)
+        client.connect(socket, application, purpose.host.as_deref(), peer).await.map(Transport::from)
     };
     match tokio::time::timeout(cluster.config.connect_timeout, opened).await {
         Ok(opened) => opened.map_err(Reset::ConnectionFailure),
@@ -109,7 +130,7 @@ mod tests {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use rustls::ServerConfig;
     use rustls::pki_types::PrivatePkcs8KeyDer;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;
 
@@ -188,8 +209,13 @@ mod tests {
         Arc::clone(&State::build(snapshot, &credentials, &State::default()).clusters[&name])
     }
 
+    fn host(name: Option<&str>) -> Purpose {
+        Purpose { host: name.map(Arc::from), client: None }
+    }
+
     async fn failure(cluster: &Cluster, upstream: &Upstream, name: Option<&str>) -> String {
-        let connecting = connect(cluster, &upstream.address, Application::Http1, name);
+        let purpose = host(name);
+        let connecting = connect(cluster, &upstream.address, Application::Http1, &purpose);
         match tokio::join!(connecting, upstream.accept()).0.unwrap_err() {
             Reset::ConnectionFailure(reason) => reason.into_owned(),
             other => panic!("{other:?}"),
@@ -200,7 +226,8 @@ mod tests {
     async fn the_name_is_sent_and_checked() {
         let upstream = upstream("up.example.com").await;
         let cluster = cluster(&upstream.ca(), true);
-        let connecting = connect(&cluster, &upstream.address, Application::Http1, Some("up.example.com"));
+        let purpose = host(Some("up.example.com"));
+        let connecting = connect(&cluster, &upstream.address, Application::Http1, &purpose);
         let (transport, name) = tokio::join!(connecting, upstream.accept());
         assert_eq!(name.as_deref(), Some("up.example.com"));
         let mut text = String::new();
@@ -220,7 +247,8 @@ mod tests {
     async fn raw_tcp_sends_no_name_and_checks_the_chain_alone() {
         let upstream = upstream("up.example.com").await;
         let cluster = cluster(&upstream.ca(), true);
-        let connecting = connect(&cluster, &upstream.address, Application::Tcp, None);
+        let purpose = host(None);
+        let connecting = connect(&cluster, &upstream.address, Application::Tcp, &purpose);
         let (transport, name) = tokio::join!(connecting, upstream.accept());
         assert!(transport.is_ok());
         assert_eq!(name.as_deref(), Some("-"));
@@ -238,7 +266,8 @@ mod tests {
     async fn a_missing_ca_fails_before_anything_is_sent() {
         let upstream = upstream("up.example.com").await;
         let cluster = cluster(Path::new("/nonexistent/ca.pem"), false);
-        let connected = connect(&cluster, &upstream.address, Application::Http1, Some("up.example.com")).await;
+        let purpose = host(Some("up.example.com"));
+        let connected = connect(&cluster, &upstream.address, Application::Http1, &purpose).await;
         let reason = Reset::ConnectionFailure("TLS_error:_Secret_is_not_supplied_by_SDS".into());
         assert_eq!(connected.unwrap_err(), reason);
     }
@@ -247,7 +276,8 @@ mod tests {
     async fn a_plaintext_server_is_no_tls_server() {
         let upstream = upstream("up.example.com").await;
         let cluster = cluster(&upstream.ca(), false);
-        let connecting = connect(&cluster, &upstream.address, Application::Http1, Some("up.example.com"));
+        let purpose = host(Some("up.example.com"));
+        let connecting = connect(&cluster, &upstream.address, Application::Http1, &purpose);
         let answer = async {
             let (mut socket, _) = upstream.listener.accept().await.unwrap();
             socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
@@ -263,7 +293,8 @@ mod tests {
         let upstream = upstream("up.example.com").await;
         let cluster = cluster(&upstream.ca(), false);
         tokio::time::pause();
-        let connecting = connect(&cluster, &upstream.address, Application::Http1, None);
+        let purpose = host(None);
+        let connecting = connect(&cluster, &upstream.address, Application::Http1, &purpose);
         assert_eq!(connecting.await.unwrap_err(), Reset::ConnectionTimeout);
     }
 }

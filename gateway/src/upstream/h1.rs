@@ -64,6 +64,7 @@ impl Connection {
             response: None,
             head_request: false,
             upgrade: false,
+            connect: false,
             reusable: true,
         }
     }
@@ -88,6 +89,8 @@ pub struct Stream {
     response: Option<Decoder>,
     head_request: bool,
     upgrade: bool,
+    /// CONNECT: after 2xx there are only bytes, and their end is that of the connection.
+    connect: bool,
     reusable: bool,
 }
 
@@ -104,7 +107,8 @@ impl Stream {
         self.connection.requests += 1;
         self.scanner = HeadScanner::keeping_case(head.headers.keeps_names());
         self.head_request = head.method == "HEAD";
-        self.upgrade = body == RequestBody::Upgrade;
+        self.connect = body == RequestBody::Connect;
+        self.upgrade = self.connect || body == RequestBody::Upgrade;
         let has_length = head.headers.contains("content-length");
         self.chunked = body == RequestBody::Streamed && !has_length;
         let chunked = self.chunked;
@@ -167,7 +171,11 @@ impl Stream {
         if self.request == Sending::Broken {
             return Poll::Ready(());
         }
-        if ready!(self.connection.buffered.poll_flush(cx)).is_err() {
+        let mut flushed = ready!(self.connection.buffered.poll_flush(cx));
+        if flushed.is_ok() && self.connect && self.request == Sending::Done {
+            flushed = ready!(self.connection.buffered.poll_shutdown(cx));
+        }
+        if flushed.is_err() {
             self.request = Sending::Broken;
         }
         Poll::Ready(())
@@ -192,8 +200,14 @@ impl Stream {
     /// Takes note of how the body that follows `head` is framed (RFC 9112 §6.3).
     fn accept(&mut self, head: crate::http::head::ResponseHead) -> Result<ResponseHead, Reset> {
         let crate::http::head::ResponseHead { status, version, headers } = head;
-        if status == 101 && !self.upgrade {
+        if status == 101 && (!self.upgrade || self.connect) {
             return Err(Reset::ProtocolError);
+        }
+        if self.connect && (200..300).contains(&status) {
+            // Whatever its headers say of a body (RFC 9110 §9.3.6).
+            self.reusable = false;
+            self.response = Some(Decoder::UntilClose);
+            return Ok(ResponseHead { status, headers, end: false });
         }
         if (100..200).contains(&status) && status != 101 {
             return Ok(ResponseHead { status, headers, end: false });

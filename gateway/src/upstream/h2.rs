@@ -1,17 +1,21 @@
 //! HTTP/2 with upstreams.
 
 use std::cell::Cell;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
+use config::snapshot::cluster::Limits;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream};
 
 use super::cluster::{Permit, Usage};
+use super::pings::{Doubt, Pings};
 use super::{Frame, RequestBody, ResponseHead};
 use crate::http::content_length;
 use crate::http::headers::Headers;
@@ -45,6 +49,7 @@ struct Shared {
     active: Cell<u32>,
     requests: Cell<u32>,
     closed: Cell<bool>,
+    doubt: Doubt,
     /// The cluster, some of whose requests may wait for room.
     usage: Arc<Usage>,
 }
@@ -55,14 +60,14 @@ impl Connection {
         transport: Transport,
         tls: Option<Arc<TlsFacts>>,
         permit: Permit,
-        max_streams: u32,
+        limits: &Limits,
         usage: Arc<Usage>,
     ) -> Result<Self, Reset> {
         let local = transport.local_addr();
-        let (send, connection) = h2::client::Builder::new()
+        let (send, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(max_streams)
+            .max_concurrent_streams(limits.max_concurrent_streams)
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
             .enable_push(false)
@@ -78,19 +83,26 @@ impl Connection {
             active: Cell::new(0),
             requests: Cell::new(0),
             closed: Cell::new(false),
+            doubt: Doubt::default(),
             usage,
         });
         let driven = Rc::clone(&shared);
+        let mut pings = Pings::new(connection.ping_pong(), limits.http2_keepalive);
         tokio::task::spawn_local(async move {
-            // Its streams see the error; the connection itself has nobody to tell.
-            let _ = connection.await;
+            // Its streams see the error; the connection itself has nobody to tell. One whose peer is gone is dropped with
+            // them.
+            poll_fn(|cx| {
+                let ended = Pin::new(&mut connection).poll(cx).map(|_| ());
+                if ended.is_ready() { ended } else { pings.poll(cx, &driven.doubt) }
+            })
+            .await;
             driven.closed.set(true);
             drop(permit);
         });
         Ok(Self { send, shared })
     }
 
-    /// Whether another request may begin on it.
+    /// Whether it is kept for further requests.
     pub fn is_usable(&self, max_requests: u32, max_age: Option<std::time::Duration>) -> bool {
         // A connection that got GOAWAY, or has used up its stream ids, refuses new streams while the old ones go on.
         let mut cx = Context::from_waker(Waker::noop());
@@ -110,8 +122,12 @@ impl Connection {
         self.shared.idle_since.get()
     }
 
-    /// Whether there is room for a stream under the limit of either side.
+    /// Whether a stream may begin now: there is room for it under the limit of either side, and no doubt that the peer is
+    /// there.
     pub fn has_room(&self, max_streams: u32) -> bool {
+        if self.shared.doubt.is_raised() {
+            return false;
+        }
         let allowed = self.send.current_max_send_streams().min(max_streams as usize);
         (self.shared.active.get() as usize) < allowed
     }
@@ -173,9 +189,17 @@ impl Stream {
         self.guard.0.local
     }
 
+    pub(super) fn doubt(&self) {
+        self.guard.0.doubt.raise();
+    }
+
     pub(super) fn send_head(&mut self, head: &RequestHead, body: RequestBody) {
         self.upgrade = body == RequestBody::Upgrade;
-        let Some(request) = to_request(head, self.upgrade) else {
+        let request = match body {
+            RequestBody::Connect => to_connect(head),
+            _ => to_request(head, self.upgrade),
+        };
+        let Some(request) = request else {
             self.state = State::Failed(Reset::ProtocolError);
             return;
         };
@@ -323,6 +347,16 @@ fn to_request(head: &RequestHead, upgrade: bool) -> Option<http::Request<()>> {
             http::HeaderValue::from_maybe_shared(line.value.clone()).ok()?,
         );
     }
+    Some(request)
+}
+
+/// A CONNECT request, which has neither scheme nor path (RFC 9113 §8.5).
+fn to_connect(head: &RequestHead) -> Option<http::Request<()>> {
+    let mut request = http::Request::new(());
+    *request.method_mut() = http::Method::CONNECT;
+    *request.uri_mut() = http::Uri::builder().authority(&head.authority[..]).build().ok()?;
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.headers_mut() = to_header_map(&head.headers);
     Some(request)
 }
 

@@ -13,14 +13,16 @@ use config::snapshot::cluster::ClusterName;
 use tokio::sync::Notify;
 
 use super::cluster::{Cluster, ClusterTls};
+use super::connection::Purpose;
 use super::endpoint::Address;
 use super::{Stream, connection, h1, h2};
+use crate::request::ConnectionFacts;
 use crate::response::Reset;
 use crate::state::State;
 use crate::tls::client::{Application, Client};
 use crate::tls::credentials::is_same;
 
-/// Idle connections kept for one endpoint, whichever names of it they are for: clients choose the names.
+/// Idle connections kept for one endpoint, whatever they are for: clients choose the names, and are many.
 const MAX_IDLE: usize = 1024;
 
 /// The pools of a worker.
@@ -36,8 +38,7 @@ pub struct Pools {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     place: Place,
-    /// The name that TLS asks for, where it follows the request.
-    server_name: Option<Arc<str>>,
+    purpose: Purpose,
 }
 
 /// An endpoint and how to speak with it.
@@ -67,18 +68,19 @@ impl Hash for Tls {
 }
 
 impl Key {
-    /// For a request to `authority`, the host after rewrites.
-    pub fn new(cluster: &Cluster, address: &Address, authority: &[u8]) -> Self {
+    /// For a request to `authority`, the host after rewrites, that came on `connection`.
+    pub fn new(cluster: &Cluster, address: &Address, authority: &[u8], connection: &ConnectionFacts) -> Self {
         let client = cluster.tls.client();
-        let server_name = client.and_then(|client| client.server_name(authority));
+        let host = client.and_then(|client| client.server_name(authority));
         let tls = client.map(|client| Tls(Arc::clone(client)));
-        Self { place: Place { cluster: cluster.config.name.clone(), address: address.clone(), tls }, server_name }
+        let place = Place { cluster: cluster.config.name.clone(), address: address.clone(), tls };
+        Self { place, purpose: Purpose::new(cluster, connection, host) }
     }
 }
 
-/// Connections that nobody uses, each with the name it is for; the most recently used last.
+/// Connections that nobody uses, each with what it is for; the most recently used last.
 #[derive(Debug)]
-struct Idle<C>(VecDeque<(Option<Arc<str>>, C)>);
+struct Idle<C>(VecDeque<(Purpose, C)>);
 
 impl<C> Default for Idle<C> {
     fn default() -> Self {
@@ -87,16 +89,16 @@ impl<C> Default for Idle<C> {
 }
 
 impl<C> Idle<C> {
-    /// The most recently used one for `name`.
-    fn take(&mut self, name: Option<&Arc<str>>) -> Option<C> {
-        let position = self.0.iter().rposition(|(other, _)| other.as_ref() == name)?;
+    /// The most recently used one for `purpose`.
+    fn take(&mut self, purpose: &Purpose) -> Option<C> {
+        let position = self.0.iter().rposition(|(other, _)| other == purpose)?;
         self.0.remove(position).map(|(_, connection)| connection)
     }
 
     /// Keeps `connection`; what has to give way to it.
-    fn put(&mut self, name: Option<Arc<str>>, connection: C) -> Option<C> {
+    fn put(&mut self, purpose: Purpose, connection: C) -> Option<C> {
         let oldest = if self.0.len() < MAX_IDLE { None } else { self.0.pop_front() };
-        self.0.push_back((name, connection));
+        self.0.push_back((purpose, connection));
         oldest.map(|(_, connection)| connection)
     }
 }
@@ -140,8 +142,8 @@ impl Pools {
         loop {
             let freed = cluster.usage.freed.notified();
             if let Some(permit) = cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) {
-                let name = key.server_name.as_deref();
-                let transport = connection::connect(cluster, &key.place.address, Application::Http1, name).await?;
+                let (address, purpose) = (&key.place.address, &key.purpose);
+                let transport = connection::connect(cluster, address, Application::Http1, purpose).await?;
                 let tls = connection::tls_facts(cluster, &transport);
                 return Ok(Stream::H1(Box::new(h1::Connection::new(transport, tls, permit).begin())));
             }
@@ -196,15 +198,15 @@ impl Pools {
         };
         let usage = Arc::clone(&cluster.usage);
         let opened = async {
-            let name = key.server_name.as_deref();
-            let transport = connection::connect(cluster, &key.place.address, Application::Http2, name).await?;
+            let (address, purpose) = (&key.place.address, &key.purpose);
+            let transport = connection::connect(cluster, address, Application::Http2, purpose).await?;
             let tls = connection::tls_facts(cluster, &transport);
-            h2::Connection::open(transport, tls, permit, limits.max_concurrent_streams, usage).await
+            h2::Connection::open(transport, tls, permit, limits, usage).await
         };
         let opened = tokio::time::timeout(cluster.config.connect_timeout, opened).await;
         match opened.unwrap_or(Err(Reset::ConnectionTimeout)) {
             Ok(connection) => {
-                if key.server_name.is_some() {
+                if key.purpose.host.is_some() || key.purpose.client.is_some() {
                     self.make_room_h2(&key.place);
                 }
                 slot.connections.borrow_mut().push(connection.clone());
@@ -218,7 +220,7 @@ impl Pools {
         }
     }
 
-    /// Closes the connections that are idle longest, whichever names they are for, so that there may be one more.
+    /// Closes the connections that are idle longest, whatever they are for, so that there may be one more.
     fn make_room_h2(&self, place: &Place) {
         let slots = self.slots(|other| other == place);
         let mut idle: Vec<Instant> = Vec::new();
@@ -238,7 +240,7 @@ impl Pools {
         let limits = &cluster.config.limits;
         let mut pools = self.h1.borrow_mut();
         let idle = pools.get_mut(&key.place)?;
-        while let Some(mut connection) = idle.take(key.server_name.as_ref()) {
+        while let Some(mut connection) = idle.take(&key.purpose) {
             let fresh = limits.idle_timeout.is_none_or(|limit| connection.idle_since.elapsed() < limit)
                 && limits.max_connection_duration.is_none_or(|limit| connection.opened.elapsed() < limit);
             if fresh && connection.is_usable() {
@@ -257,8 +259,8 @@ impl Pools {
         if spent {
             return;
         }
-        let Key { place, server_name } = key;
-        let oldest = self.h1.borrow_mut().entry(place).or_default().put(server_name, connection);
+        let Key { place, purpose } = key;
+        let oldest = self.h1.borrow_mut().entry(place).or_default().put(purpose, connection);
         drop(oldest);
         // Somebody waits for a connection: on this worker it finds this one, on another it needs its place.
         if cluster.usage.is_crowded(limits.max_connections) {
@@ -336,7 +338,10 @@ mod tests {
     #[test]
     fn idle_connections_are_bounded_over_all_names() {
         let mut idle = Idle::default();
-        let name = |number: usize| Some(Arc::<str>::from(format!("n{number}.example.com")));
+        let name = |number: usize| {
+            let host = Some(Arc::<str>::from(format!("n{number}.example.com")));
+            Purpose { host, client: None }
+        };
         for number in 0..MAX_IDLE {
             assert_eq!(idle.put(name(number), number), None);
         }
@@ -344,7 +349,7 @@ mod tests {
         assert_eq!(idle.put(name(7), MAX_IDLE + 1), Some(1));
         assert_eq!(idle.0.len(), MAX_IDLE);
         // For its own name only, the most recently used first.
-        assert_eq!(idle.take(None), None);
-        assert_eq!([7; 3].map(|number| idle.take(name(number).as_ref())), [Some(MAX_IDLE + 1), Some(7), None]);
+        assert_eq!(idle.take(&Purpose { host: None, client: None }), None);
+        assert_eq!([7; 3].map(|number| idle.take(&name(number))), [Some(MAX_IDLE + 1), Some(7), None]);
     }
 }

@@ -323,6 +323,7 @@ impl RunArgs {
                     given => given.or(HandshakeLimits::default().timeout),
                 },
             },
+            dual_stack: value::from_environment("ISTIO_DUAL_STACK", value::boolean)?.unwrap_or(false),
             ready_file,
             shutdown: Shutdown {
                 drain: value::from_environment("TERMINATION_DRAIN_DURATION_SECONDS", value::number)?

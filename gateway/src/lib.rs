@@ -43,7 +43,7 @@ use telemetry::access_log::AccessLogger;
 use telemetry::metrics::Source;
 use tls::credentials::{Credentials, Places};
 use tls::handshakes::HandshakeLimits;
-use upstream::dns::{SystemLookup, resolve};
+use upstream::dns::{Families, SystemLookup, resolve};
 use upstream::outlier;
 use worker::Gateway;
 
@@ -74,6 +74,8 @@ pub struct Options {
     pub strict_sni: bool,
     /// Bounds of TLS handshakes with clients.
     pub handshakes: HandshakeLimits,
+    /// Ask for IPv6 addresses of names beside the IPv4 ones (`ISTIO_DUAL_STACK`).
+    pub dual_stack: bool,
     /// Where to say that the gateway is ready.
     pub ready_file: Option<PathBuf>,
     /// How it ends.
@@ -137,6 +139,7 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
         http2_websocket,
         strict_sni,
         handshakes,
+        dual_stack,
         ready_file,
         shutdown,
     } = options;
@@ -178,7 +181,8 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
         return Err(StartFailure::Invalid(update.diagnostics));
     }
     tokio::spawn(outlier::watch_over(receiver.clone()));
-    tokio::spawn(resolve(Arc::clone(&gateway), receiver, SystemLookup::default()));
+    let lookup = Arc::new(SystemLookup::default());
+    tokio::spawn(resolve(Arc::clone(&gateway), receiver, lookup, Families::of_machine(dual_stack)));
     reloader.apply(&update, begin).await;
     admin.readiness.serving();
     reloader.write_ready_file();

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-pub use lookup::SystemLookup;
+pub use lookup::{Families, SystemLookup};
 
 use super::cluster::Cluster;
 use super::endpoint::{Address, Target};
@@ -58,13 +58,17 @@ pub enum Answer {
 
 /// Asks for addresses.
 pub trait Lookup: Send + Sync + 'static {
-    /// The addresses of `name`.
-    fn lookup(&self, name: &str) -> impl Future<Output = Answer> + Send;
+    /// The addresses of `name` in `families`; with both, in turns and IPv6 first.
+    fn lookup(&self, name: &str, families: Families) -> impl Future<Output = Answer> + Send;
 }
 
 /// Keeps the endpoints of the clusters of every state in `states` up to date, until the sender is gone.
-pub async fn resolve(gateway: Arc<Gateway>, mut states: watch::Receiver<Arc<State>>, lookup: impl Lookup) {
-    let lookup = Arc::new(lookup);
+pub async fn resolve(
+    gateway: Arc<Gateway>,
+    mut states: watch::Receiver<Arc<State>>,
+    lookup: Arc<impl Lookup>,
+    families: Families,
+) {
     let mut names = Names { gateway, refresh: Duration::ZERO, names: AHashMap::new(), due: BTreeSet::new() };
     names.follow(&states.borrow_and_update().clone());
     let mut queries: JoinSet<(Arc<str>, Answer)> = JoinSet::new();
@@ -75,7 +79,7 @@ pub async fn resolve(gateway: Arc<Gateway>, mut states: watch::Receiver<Arc<Stat
         {
             let lookup = Arc::clone(&lookup);
             queries.spawn(async move {
-                let query = tokio::time::timeout(QUERY_TIMEOUT, lookup.lookup(&name));
+                let query = tokio::time::timeout(QUERY_TIMEOUT, lookup.lookup(&name, families));
                 // A name whose query panics is asked again like any that fails.
                 let answer = AssertUnwindSafe(query).catch_unwind().await;
                 let answer = answer.ok().and_then(Result::ok).unwrap_or(Answer::Failed);
@@ -275,7 +279,7 @@ mod tests {
     }
 
     impl Lookup for Script {
-        async fn lookup(&self, name: &str) -> Answer {
+        async fn lookup(&self, name: &str, _: Families) -> Answer {
             let time = self.start.map(|start| start.elapsed()).unwrap_or_default();
             self.asked.lock().unwrap().push((name.to_owned(), time));
             let answer = self.answers.lock().unwrap().pop_front();
@@ -316,7 +320,7 @@ mod tests {
     fn start(state: &Arc<State>, script: &Script) -> watch::Sender<Arc<State>> {
         let (sender, receiver) = watch::channel(Arc::clone(state));
         let gateway = Arc::new(Gateway::new(Telemetry::default()));
-        tokio::spawn(resolve(gateway, receiver, script.clone()));
+        tokio::spawn(resolve(gateway, receiver, Arc::new(script.clone()), Families::V4));
         sender
     }
 

@@ -24,7 +24,7 @@ use gateway::tls::handshakes::HandshakeLimits;
 use gateway::{Options, Shutdown, StartFailure, demo, echo};
 use tracing_subscriber::EnvFilter;
 
-use value::{KeyValue, Port, PortMapping};
+use value::{KeyValue, NameServer, Port, PortMapping};
 
 /// An Istio gateway in one process: a directory of Istio YAML in, Istio's behaviour out.
 #[derive(Debug, Parser)]
@@ -153,6 +153,10 @@ struct NetworkArgs {
     /// TLS handshakes under way at once on each worker; one more cuts the oldest
     #[arg(long, value_name = "N", env = "FAIRLEAD_MAX_HANDSHAKES", default_value_t = DEFAULT_MAX_HANDSHAKES)]
     max_handshakes: NonZeroUsize,
+    /// Name server to ask instead of those of /etc/resolv.conf, such as a cache of this node; may be repeated. /etc/hosts
+    /// still comes first, and search domains and options of /etc/resolv.conf hold [default port: 53]
+    #[arg(long, value_name = "IP[:PORT]", env = "FAIRLEAD_NAME_SERVER", value_delimiter = ',')]
+    name_server: Vec<NameServer>,
     /// Write where everything listens to FILE, as JSON, once the gateway is ready and after each change
     #[arg(long, value_name = "FILE", env = "FAIRLEAD_READY_FILE")]
     ready_file: Option<PathBuf>,
@@ -292,6 +296,7 @@ impl RunArgs {
             http2_websocket,
             strict_sni,
             max_handshakes,
+            name_server,
             ready_file,
         } = network;
         let access_log = logging.access_log.map(|choice| match choice {
@@ -323,6 +328,7 @@ impl RunArgs {
                     given => given.or(HandshakeLimits::default().timeout),
                 },
             },
+            name_servers: name_server.into_iter().map(|server| server.0).collect(),
             dual_stack: value::from_environment("ISTIO_DUAL_STACK", value::boolean)?.unwrap_or(false),
             ready_file,
             shutdown: Shutdown {
@@ -476,6 +482,14 @@ mod tests {
     }
 
     #[test]
+    fn name_servers_are_on_port_53_unless_they_say_otherwise() {
+        let options =
+            options(&["--name-server", "192.0.2.1", "--name-server", "192.0.2.2:54,2001:db8::1,[2001:db8::2]:54"]);
+        let servers: Vec<String> = options.name_servers.iter().map(ToString::to_string).collect();
+        assert_eq!(servers, ["192.0.2.1:53", "192.0.2.2:54", "[2001:db8::1]:53", "[2001:db8::2]:54"]);
+    }
+
+    #[test]
     fn every_option_has_its_variable() {
         let command = Cli::command();
         let run = command.find_subcommand("run").unwrap();
@@ -493,6 +507,8 @@ mod tests {
             &["fairlead", "run", "--config", "a", "--port-map", "80"],
             &["fairlead", "run", "--config", "a", "--label", "app"],
             &["fairlead", "run", "--config", "a", "--admin", "15000"],
+            &["fairlead", "run", "--config", "a", "--name-server", "ns.example"],
+            &["fairlead", "run", "--config", "a", "--name-server", "192.0.2.1:0"],
             &["fairlead", "validate"],
         ] {
             let error = Cli::try_parse_from(arguments).unwrap_err();

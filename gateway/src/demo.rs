@@ -105,6 +105,7 @@ fn gateway(directory: &Path, port: u16) -> Options {
         http2_websocket: false,
         strict_sni: false,
         handshakes: HandshakeLimits::default(),
+        name_servers: Vec::new(),
         dual_stack: false,
         ready_file: None,
         shutdown: Shutdown { drain: Some(Duration::ZERO), until_no_connections: false, minimum: Duration::ZERO },

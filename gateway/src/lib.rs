@@ -20,7 +20,7 @@ pub mod upstream;
 pub mod worker;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -74,6 +74,8 @@ pub struct Options {
     pub strict_sni: bool,
     /// Bounds of TLS handshakes with clients.
     pub handshakes: HandshakeLimits,
+    /// Name servers that are asked instead of those of `/etc/resolv.conf`; none: the latter.
+    pub name_servers: Vec<SocketAddr>,
     /// Ask for IPv6 addresses of names beside the IPv4 ones (`ISTIO_DUAL_STACK`).
     pub dual_stack: bool,
     /// Where to say that the gateway is ready.
@@ -139,6 +141,7 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
         http2_websocket,
         strict_sni,
         handshakes,
+        name_servers,
         dual_stack,
         ready_file,
         shutdown,
@@ -181,7 +184,7 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
         return Err(StartFailure::Invalid(update.diagnostics));
     }
     tokio::spawn(outlier::watch_over(receiver.clone()));
-    let lookup = Arc::new(SystemLookup::default());
+    let lookup = Arc::new(SystemLookup::new(name_servers));
     tokio::spawn(resolve(Arc::clone(&gateway), receiver, lookup, Families::of_machine(dual_stack)));
     reloader.apply(&update, begin).await;
     admin.readiness.serving();

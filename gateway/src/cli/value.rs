@@ -1,6 +1,6 @@
 //! Values of options and of Istio's environment variables.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -55,6 +55,25 @@ impl FromStr for Port {
                 Ok(address) => Ok(Self(Some(address))),
                 Err(_) => Err("must be ADDR:PORT (as 127.0.0.1:15000 or [::1]:15000), or off".to_owned()),
             },
+        }
+    }
+}
+
+/// `IP` or `IP:PORT` of a name server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NameServer(pub(super) SocketAddr);
+
+/// The port of DNS.
+const DNS: u16 = 53;
+
+impl FromStr for NameServer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let address = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, DNS)));
+        match address {
+            Ok(address) if address.port() != 0 => Ok(Self(address)),
+            _ => Err("must be IP or IP:PORT (as 169.254.20.10, 127.0.0.1:5353 or [::1]:5353)".to_owned()),
         }
     }
 }

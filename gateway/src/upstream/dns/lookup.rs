@@ -3,7 +3,7 @@
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -60,8 +60,10 @@ impl Families {
 }
 
 /// Resolves as `/etc/hosts` and `/etc/resolv.conf` say, and follows their changes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SystemLookup {
+    /// Asked instead of those of `/etc/resolv.conf`, if there are any.
+    name_servers: Vec<SocketAddr>,
     current: Mutex<Option<Arc<Sources>>>,
 }
 
@@ -76,6 +78,12 @@ struct Sources {
 const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
 impl SystemLookup {
+    /// Asks `name_servers`, or those of `/etc/resolv.conf` if there are none; its search domains and options hold for
+    /// either.
+    pub fn new(name_servers: Vec<SocketAddr>) -> Self {
+        Self { name_servers, current: Mutex::default() }
+    }
+
     fn sources(&self) -> Result<Arc<Sources>, NetError> {
         let modified = FILES.map(|file| fs::metadata(file).and_then(|metadata| metadata.modified()).ok());
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +91,7 @@ impl SystemLookup {
             Some(sources) if sources.modified == modified => Ok(Arc::clone(sources)),
             _ => {
                 let hosts = Hosts::from_system().unwrap_or_default();
-                let servers = Servers::of_system()?;
+                let servers = Servers::of_system(&self.name_servers)?;
                 let sources = Arc::new(Sources { modified, hosts, servers });
                 *current = Some(Arc::clone(&sources));
                 Ok(sources)
@@ -131,14 +139,20 @@ struct Servers {
 }
 
 impl Servers {
-    /// Those of `/etc/resolv.conf`.
-    fn of_system() -> Result<Self, NetError> {
-        let (config, options) = read_system_conf().unwrap_or_else(|error| {
+    /// `given`, or those of `/etc/resolv.conf` if there are none.
+    fn of_system(given: &[SocketAddr]) -> Result<Self, NetError> {
+        let (mut config, options) = read_system_conf().unwrap_or_else(|error| {
+            if given.is_empty() {
+                debug!(%error, "no name server configured, asking 127.0.0.1");
+            }
             // As the C library does without a name server in the file, or without the file.
-            debug!(%error, "no name server configured, asking 127.0.0.1");
             let local = NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into());
             (ResolverConfig::from_name_servers(vec![local]), ResolverOpts::default())
         });
+        if !given.is_empty() {
+            let (domain, search, _) = config.into_parts();
+            config = ResolverConfig::from_parts(domain, search, given.iter().copied().map(name_server).collect());
+        }
         Self::new(config, options)
     }
 
@@ -230,6 +244,14 @@ impl Servers {
     }
 }
 
+fn name_server(address: SocketAddr) -> NameServerConfig {
+    let mut server = NameServerConfig::udp_and_tcp(address.ip());
+    for connection in &mut server.connections {
+        connection.port = address.port();
+    }
+    server
+}
+
 /// The answers for both families as one. What one of them has is used even if the other one fails.
 async fn both(v6: impl Future<Output = Answer>, v4: impl Future<Output = Answer>) -> Answer {
     let (v6, v4) = match select(pin!(v6), pin!(v4)).await {
@@ -285,7 +307,6 @@ fn is_ipv6_only() -> bool {
 mod tests {
     use std::future::{pending, ready};
 
-    use hickory_resolver::config::{ConnectionConfig, ProtocolConfig};
     use hickory_resolver::proto::op::Message;
     use hickory_resolver::proto::rr::{RData, Record, rdata};
 
@@ -301,7 +322,7 @@ mod tests {
     /// A name server that answers from `zone`, and a resolver that asks it.
     async fn servers(zone: Zone, search: &[&str]) -> Servers {
         let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let port = socket.local_addr().unwrap().port();
+        let server = name_server(socket.local_addr().unwrap());
         tokio::spawn(async move {
             let mut packet = [0; 1500];
             while let Ok((length, client)) = socket.recv_from(&mut packet).await {
@@ -314,9 +335,6 @@ mod tests {
                 socket.send_to(&message.to_vec().unwrap(), client).await.unwrap();
             }
         });
-        let mut connection = ConnectionConfig::new(ProtocolConfig::Udp);
-        connection.port = port;
-        let server = NameServerConfig::new(Ipv4Addr::LOCALHOST.into(), true, vec![connection]);
         let search = search.iter().map(|domain| domain.parse().unwrap()).collect();
         Servers::new(ResolverConfig::from_parts(None, search, vec![server]), ResolverOpts::default()).unwrap()
     }

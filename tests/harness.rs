@@ -1,6 +1,7 @@
 //! What the tests speak: a gateway process, upstreams that follow a script, clients that see bytes, and tables.
 
 pub mod client;
+pub mod dns;
 pub mod exchange;
 pub mod gateway;
 pub mod mesh;

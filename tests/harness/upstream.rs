@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,9 +15,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::client::{Fields, fields};
-use super::eventually_within;
 use super::stream::Stream;
 use super::tls_server::TlsServer;
+use super::{eventually, eventually_within};
 
 /// A server on a port of its own. It stops when this is dropped.
 pub struct Upstream {
@@ -186,6 +186,13 @@ impl Upstream {
         Self::h1(|_| ok()).await
     }
 
+    /// `200 ok` to everything, on each of these addresses with one port in common, as the addresses of one name have.
+    pub async fn ok_on(addresses: &[IpAddr]) -> Vec<Self> {
+        let listeners = eventually("a port that is free on all addresses", || common_port(addresses)).await;
+        let serve = |listener| Self::serve_on(listener, serve_ok);
+        listeners.into_iter().map(serve).collect()
+    }
+
     /// Always the same bytes.
     pub async fn answers(bytes: impl Into<Vec<u8>>) -> Self {
         let bytes = bytes.into();
@@ -264,7 +271,16 @@ impl Upstream {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), handler)
+    }
+
+    fn serve_on<F>(
+        listener: TcpListener,
+        handler: impl Fn(TcpStream, usize, Arc<Seen>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Seen::default());
         let shared = seen.clone();
@@ -358,6 +374,22 @@ struct Gone;
 struct Reader {
     stream: Box<dyn Stream>,
     bytes: Vec<u8>,
+}
+
+/// Listeners on all of `addresses`; `None` if the port that the first one got is taken on another one.
+async fn common_port(addresses: &[IpAddr]) -> Option<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    let mut port = 0;
+    for &address in addresses {
+        let listener = TcpListener::bind((address, port)).await.ok()?;
+        port = listener.local_addr().ok()?.port();
+        listeners.push(listener);
+    }
+    Some(listeners)
+}
+
+async fn serve_ok(stream: TcpStream, number: usize, seen: Arc<Seen>) {
+    serve_h1(stream, number, &seen, &|_| ok()).await;
 }
 
 async fn serve_h1(

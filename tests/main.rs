@@ -12,6 +12,7 @@ mod actions;
 mod cli;
 mod connection;
 mod cors;
+mod egress;
 mod local_reply;
 mod observability;
 mod peers;

@@ -1,0 +1,3 @@
+//! Services outside: ServiceEntries and how their endpoints are found.
+
+mod dns;

@@ -405,3 +405,17 @@ async fn long_answers_come_over_tcp() {
     assert_eq!(ask(&gateway, "many.test", 60).await.0, "200");
     assert_eq!(backends.take(), [1; 60]);
 }
+
+#[tokio::test]
+async fn any_name_server_will_do() {
+    let backends = Backends::start(&[ONE]).await;
+    let server = DnsServer::start().await;
+    server.set("a.test", &[ONE], LONG);
+    // Bound and never read, so that it is nobody else's.
+    let silent = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let servers = format!("{},{}", silent.local_addr().unwrap(), server.address());
+    let services = Services::new(backends.port()).dns("a.test");
+    let gateway = services.mesh.builder().environment("FAIRLEAD_NAME_SERVER", &servers);
+    let gateway = gateway.environment("INSTANCE_IP", "127.0.0.1").start().await;
+    becomes(&gateway.unwrap_or_else(|failure| panic!("{failure}")), "a.test", "200").await;
+}

@@ -2,6 +2,8 @@
 //!
 //! Source: `reference/networking.md` §3.16, §5.2, §5.5, §1.6.
 
+mod balancing;
+mod outliers;
 mod policy;
 mod tls;
 
@@ -21,9 +23,10 @@ use super::virtual_services::{ClusterReference, ServerRoutes, VirtualServiceRout
 use crate::credential::{CredentialUse, Wanted};
 use crate::diagnostic::{Code, Diagnostic, Severity};
 use crate::resource::destination_rule::{
-    ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, Percentage, RetryBudget, TcpKeepalive, TcpSettings,
+    ConnectionPoolSettings, H2UpgradePolicy, Http2KeepAlive, HttpSettings, Percentage, ProxyProtocol,
+    ProxyProtocolVersion, RetryBudget, TcpKeepalive, TcpSettings,
 };
-use crate::snapshot::balancing::{Balancing, Placement};
+use crate::snapshot::balancing::Placement;
 use crate::snapshot::cluster::{
     self, Cluster, ClusterName, DnsEndpoint, Endpoints, Limits, ServiceIdentity, UpstreamProtocol,
 };
@@ -158,11 +161,10 @@ impl Memo {
     /// What there is to say about the clusters, and about the services and rules that they are made of.
     fn find(&self, context: &Context<'_>) -> Vec<Diagnostic> {
         let mut report = Report::default();
-        // With whether raw TCP goes there.
-        let mut rules: Vec<(&Arc<Rule>, bool)> = Vec::new();
+        let mut rules: Vec<&Arc<Rule>> = Vec::new();
         let mut services: Vec<&Arc<Service>> = Vec::new();
         for (name, made) in &self.made {
-            rules.extend(made.rule.iter().map(|rule| (rule, made.has_streams())));
+            rules.extend(&made.rule);
             services.extend(made.service.iter().filter(|service| !service.diagnostics.is_empty()));
             let is_dull = match &made.outcome {
                 Ok(cluster) => cluster.subset.is_empty() && cluster.tls.is_none() && !made.wants_mutual_tls(context),
@@ -182,19 +184,18 @@ impl Memo {
                     match &made.outcome {
                         Err(missing) => context.report_missing(reference, *missing, is_stream, &mut report),
                         Ok(cluster) => {
-                            report_empty_subset(reference, cluster, is_stream, &mut report);
+                            if !made.is_passthrough(cluster) {
+                                report_empty_subset(reference, cluster, is_stream, &mut report);
+                            }
                             report_no_server_name(reference, cluster, is_stream, &mut report);
                         }
                     }
                 }
             }
         }
-        // Of equal rules the first one stays: that with raw TCP.
-        rules.sort_unstable_by_key(|(rule, has_streams)| (Arc::as_ptr(rule), !has_streams));
-        rules.dedup_by_key(|(rule, _)| Arc::as_ptr(rule));
-        for (rule, has_streams) in rules {
-            policy::report(rule, has_streams, context.namespace, &mut report);
-        }
+        rules.sort_unstable_by_key(|rule| Arc::as_ptr(rule));
+        rules.dedup_by_key(|rule| Arc::as_ptr(rule));
+        rules.into_iter().for_each(|rule| policy::report(rule, context.namespace, &mut report));
         services.sort_unstable_by_key(|service| Arc::as_ptr(service));
         services.dedup_by_key(|service| Arc::as_ptr(service));
         report.diagnostics.extend(services.into_iter().flat_map(|service| service.diagnostics.clone()));
@@ -225,15 +226,16 @@ impl Memo {
 }
 
 impl Made {
-    /// Whether raw TCP goes to the cluster.
-    fn has_streams(&self) -> bool {
-        self.users.iter().any(|user| !user.streams.is_empty())
-    }
-
     /// The mentions of the cluster, which is called `name`.
     fn references(&self, name: &ClusterName) -> impl Iterator<Item = &ClusterReference> {
         let references = self.users.iter().flat_map(|user| &user.clusters);
         references.filter(move |reference| reference.name == *name)
+    }
+
+    /// Whether its endpoints are left out on purpose.
+    fn is_passthrough(&self, cluster: &Cluster) -> bool {
+        let policy = Policy::new(self.rule.as_deref(), cluster.port, &cluster.subset);
+        policy.and_then(|policy| policy.load_balancer).is_some_and(balancing::is_passthrough)
     }
 
     /// Whether Istio would speak mutual TLS to some of the endpoints, without any rule that says so.
@@ -265,10 +267,9 @@ impl Context<'_> {
             return;
         }
         let mut outcome = self.cluster(reference, service.as_deref(), rule.as_deref());
-        if let (Ok(known), Ok(cluster)) = (&made.outcome, &mut outcome)
-            && known.tls == cluster.tls
-        {
-            cluster.tls.clone_from(&known.tls);
+        if let (Ok(known), Ok(cluster)) = (&made.outcome, &mut outcome) {
+            share(&known.tls, &mut cluster.tls);
+            share(&known.outlier_detection, &mut cluster.outlier_detection);
         }
         let is_equal = match (&made.outcome, &outcome) {
             (Ok(known), Ok(cluster)) => **known == *cluster,
@@ -307,7 +308,11 @@ impl Context<'_> {
         let (identity, port_protocol, endpoints) = match service {
             Some(service) => {
                 let ServicePort { protocol, .. } = service.port(*port).ok_or(Missing::Port)?;
-                let endpoints = service.endpoints(*port, &labels).ok_or(Missing::Endpoints)?;
+                let endpoints = if policy.load_balancer.is_some_and(balancing::is_passthrough) {
+                    Endpoints::Static(Arc::default())
+                } else {
+                    service.endpoints(*port, &labels).ok_or(Missing::Endpoints)?
+                };
                 (Arc::clone(&service.identity), *protocol, endpoints)
             }
             // The name that an ExternalName stands for needs no ServiceEntry to be resolved.
@@ -326,6 +331,7 @@ impl Context<'_> {
         let defaults = &self.mesh.clusters;
         let pool = policy.connection_pool.or(defaults.connection_pool.as_ref());
         let protocol = upstream_protocol(port_protocol, pool, defaults);
+        let outlier_detection = policy.outlier_detection.or(defaults.outlier_detection.as_ref());
         Ok(Cluster {
             name: name.clone(),
             service: identity,
@@ -334,14 +340,17 @@ impl Context<'_> {
             endpoints,
             protocol,
             connect_timeout: connect_timeout(pool, defaults),
-            limits: limits(pool, policy.retry_budget, defaults),
+            limits: limits(pool, policy.retry_budget, protocol, defaults),
             tls: policy
                 .tls
                 .and_then(|block| tls::client(block.settings, reference, service, defaults, self.namespace))
                 .map(Arc::new),
-            balancing: Balancing::default(),
-            outlier_detection: None,
-            proxy_protocol: None,
+            balancing: balancing::balancing(policy.load_balancer, || balancing::hash_keys(rule, *port, subset)),
+            outlier_detection: outlier_detection.map(|settings| Arc::new(outliers::detection(settings))),
+            proxy_protocol: policy.proxy_protocol.map(|ProxyProtocol { version }| match version {
+                ProxyProtocolVersion::V1 => cluster::ProxyProtocol::V1,
+                ProxyProtocolVersion::V2 => cluster::ProxyProtocol::V2,
+            }),
         })
     }
 
@@ -432,6 +441,13 @@ fn report_auto_mtls(reference: &ClusterReference, report: &mut Report) {
     report.add(Severity::Warning, Code::Unsupported, field.name("host"), message, Some(help));
 }
 
+/// Puts what is `known` in the place of its equal.
+fn share<T: PartialEq>(known: &Option<Arc<T>>, new: &mut Option<Arc<T>>) {
+    if known == new {
+        new.clone_from(known);
+    }
+}
+
 fn is_same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),
@@ -462,7 +478,12 @@ fn connect_timeout(pool: Option<&ConnectionPoolSettings>, defaults: &ClusterDefa
     tcp.and_then(|tcp| tcp.connect_timeout).unwrap_or(defaults.connect_timeout)
 }
 
-fn limits(pool: Option<&ConnectionPoolSettings>, budget: Option<&RetryBudget>, defaults: &ClusterDefaults) -> Limits {
+fn limits(
+    pool: Option<&ConnectionPoolSettings>,
+    budget: Option<&RetryBudget>,
+    protocol: UpstreamProtocol,
+    defaults: &ClusterDefaults,
+) -> Limits {
     let no_pool = ConnectionPoolSettings::default();
     let ConnectionPoolSettings { tcp, http } = pool.unwrap_or(&no_pool);
     let mut limits = Limits::default();
@@ -493,7 +514,7 @@ fn limits(pool: Option<&ConnectionPoolSettings>, budget: Option<&RetryBudget>, d
             h2_upgrade_policy: _,
             use_client_protocol: _,
             max_concurrent_streams,
-            http2_keep_alive: _,
+            http2_keep_alive,
         } = http;
         set(&mut limits.max_pending_requests, *http1_max_pending_requests);
         set(&mut limits.max_requests, *http2_max_requests);
@@ -503,6 +524,11 @@ fn limits(pool: Option<&ConnectionPoolSettings>, budget: Option<&RetryBudget>, d
         if let Some(idle) = idle_timeout {
             limits.idle_timeout = Some(*idle);
         }
+        if let Some(Http2KeepAlive { interval: Some(interval), timeout: Some(timeout) }) = http2_keep_alive
+            && protocol == UpstreamProtocol::Http2
+        {
+            limits.http2_keepalive = Some(cluster::Http2Keepalive { interval: *interval, timeout: *timeout });
+        }
     }
     // Zero turns it off.
     limits.idle_timeout = limits.idle_timeout.filter(|idle| !idle.is_zero());
@@ -511,7 +537,7 @@ fn limits(pool: Option<&ConnectionPoolSettings>, budget: Option<&RetryBudget>, d
         cluster::TcpKeepalive { probes: Some(*probes).filter(|&probes| probes > 0), time: *time, interval: *interval }
     });
     limits.retry_budget = budget.map(|budget| {
-        let RetryBudget { percent, min_retry_concurrency, budget_interval: _ } = budget;
+        let RetryBudget { percent, min_retry_concurrency, budget_interval } = budget;
         cluster::RetryBudget {
             percent: match percent {
                 None => 20.0,
@@ -519,6 +545,7 @@ fn limits(pool: Option<&ConnectionPoolSettings>, budget: Option<&RetryBudget>, d
                 Some(Percentage::Message(percent)) => percent.value,
             },
             min_concurrency: if *min_retry_concurrency == 0 { 3 } else { *min_retry_concurrency },
+            interval: budget_interval.filter(|interval| !interval.is_zero()),
         }
     });
     limits

@@ -14,7 +14,7 @@ use super::routes::retry;
 use super::tls::TlsDefaults;
 use super::world::{Object, World};
 use crate::diagnostic::Code;
-use crate::resource::destination_rule::{ConnectionPoolSettings, TcpKeepalive};
+use crate::resource::destination_rule::{ConnectionPoolSettings, OutlierDetection, TcpKeepalive};
 use crate::resource::mesh_config::{DefaultTrafficPolicy, MeshConfig, MeshH2UpgradePolicy};
 use crate::resource::proxy_config::{ProxyConfig, ProxyConfigResource};
 use crate::snapshot::listener::HttpSettings;
@@ -43,6 +43,7 @@ pub(super) struct ClusterDefaults {
     pub(super) connect_timeout: Duration,
     pub(super) tcp_keepalive: Option<TcpKeepalive>,
     pub(super) connection_pool: Option<ConnectionPoolSettings>,
+    pub(super) outlier_detection: Option<OutlierDetection>,
     pub(super) upgrade_to_h2: bool,
     /// Of servers, too.
     pub(super) tls: TlsDefaults,
@@ -134,7 +135,8 @@ fn settings(
     let proxy = default_config.as_ref().unwrap_or(&default_proxy);
     let normalization = path_normalization.as_ref().map(|policy| policy.normalization).unwrap_or_default();
     let http = connection::settings(proxy, normalization, options);
-    let default_traffic_policy = default_traffic_policy.as_ref();
+    let DefaultTrafficPolicy { connection_pool, outlier_detection } =
+        default_traffic_policy.clone().unwrap_or_default();
 
     let log = access_log::Settings { file: access_log_file, format: access_log_format, encoding: *access_log_encoding };
     let mut mesh = Mesh { domain: options.domain.clone(), ..Mesh::default() };
@@ -151,10 +153,6 @@ fn settings(
             report.unsupported_if(!outbound_cluster_stat_name.is_empty(), spec.name("outboundClusterStatName"));
             report.unsupported_if(default_providers.is_some(), spec.name("defaultProviders"));
             report.unsupported_if(!ca_certificates.is_empty(), spec.name("caCertificates"));
-            if let Some(DefaultTrafficPolicy { connection_pool: _, outlier_detection }) = default_traffic_policy {
-                let policy = spec.name("defaultTrafficPolicy");
-                report.unsupported_if(outlier_detection.is_some(), policy.name("outlierDetection"));
-            }
             warn_about_proxy(proxy, &spec.name("defaultConfig"), report);
         }
     }
@@ -179,7 +177,8 @@ fn settings(
             // Source: `reference/networking.md` §8.1.
             connect_timeout: connect_timeout.unwrap_or(Duration::from_secs(10)),
             tcp_keepalive: tcp_keepalive.clone(),
-            connection_pool: default_traffic_policy.and_then(|policy| policy.connection_pool.clone()),
+            connection_pool,
+            outlier_detection,
             upgrade_to_h2: *h2_upgrade_policy == MeshH2UpgradePolicy::Upgrade,
             tls: TlsDefaults::new(tls_defaults.as_ref()),
             trust_domains: trust_domains(trust_domain, trust_domain_aliases, options),

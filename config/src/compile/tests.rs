@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
+mod balancing;
 mod client_tls;
 mod memo;
 mod servers;
@@ -89,6 +90,14 @@ fn gateway(namespace: &str, name: &str, servers: &str) -> String {
 
 fn virtual_service(namespace: &str, name: &str, spec: &str) -> String {
     document("VirtualService", namespace, name, &format!("spec: {spec}"))
+}
+
+/// MeshConfig with these fields, indented by four.
+fn mesh_config(fields: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    \
+         {fields}\n---\n"
+    )
 }
 
 fn manifest_directory() -> PathBuf {

@@ -237,6 +237,10 @@ pub struct RetryBudget {
     pub percent: f64,
     /// Retries that are always allowed.
     pub min_concurrency: u32,
+    /// The percentage is of all requests that began within this time, instead of those that are active or pending.
+    ///
+    /// Source: Envoy, `CircuitBreakers.Thresholds.RetryBudget.budget_interval`.
+    pub interval: Option<Duration>,
 }
 
 /// DestinationRule `connectionPool.http.http2KeepAlive`.

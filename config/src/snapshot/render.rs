@@ -667,8 +667,9 @@ fn limits(limits: &Limits) -> Vec<String> {
     ];
     let set = numbers.into_iter().filter(|(_, value, default)| value != default);
     let mut texts: Vec<String> = set.map(|(name, value, _)| format!("{name} {value}")).collect();
-    if let Some(RetryBudget { percent, min_concurrency }) = retry_budget {
-        texts.push(format!("retry budget {percent}%, at least {min_concurrency}"));
+    if let Some(RetryBudget { percent, min_concurrency, interval }) = retry_budget {
+        let interval = interval.map(|interval| format!(", of requests in {interval:?}")).unwrap_or_default();
+        texts.push(format!("retry budget {percent}%, at least {min_concurrency}{interval}"));
     }
     if *idle_timeout != default.idle_timeout {
         texts.push(match idle_timeout {

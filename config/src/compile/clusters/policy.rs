@@ -7,19 +7,22 @@ use std::sync::Arc;
 
 use super::super::destination_rules::Rule;
 use super::super::report::{Field, Report};
-use super::tls;
+use super::{balancing, tls};
 use crate::resource::Resource;
 use crate::resource::destination_rule::{
-    ClientTlsSettings, ConnectionPoolSettings, DestinationRule, HttpSettings, LoadBalancerSettings, OutlierDetection,
-    PortTrafficPolicy, RetryBudget, SimpleLoadBalancer, Subset, TrafficPolicy,
+    ClientTlsSettings, ConnectionPoolSettings, DestinationRule, LoadBalancerSettings, OutlierDetection,
+    PortTrafficPolicy, ProxyProtocol, RetryBudget, Subset, TrafficPolicy,
 };
 
 /// The blocks in force. Blocks are taken whole; their fields never mix.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Policy<'a> {
+    pub(super) load_balancer: Option<&'a LoadBalancerSettings>,
+    pub(super) outlier_detection: Option<&'a OutlierDetection>,
     pub(super) connection_pool: Option<&'a ConnectionPoolSettings>,
     pub(super) tls: Option<TlsBlock<'a>>,
     pub(super) retry_budget: Option<&'a RetryBudget>,
+    pub(super) proxy_protocol: Option<&'a ProxyProtocol>,
     /// Of the subset.
     pub(super) labels: Option<&'a BTreeMap<String, String>>,
 }
@@ -61,15 +64,21 @@ impl<'a> Policy<'a> {
         match of_port(policy, port) {
             // A port's settings replace everything: what they don't say goes back to the default.
             Some((index, settings)) => Self {
+                load_balancer: settings.load_balancer.as_ref(),
+                outlier_detection: settings.outlier_detection.as_ref(),
                 connection_pool: settings.connection_pool.as_ref(),
                 tls: TlsBlock::new(settings.tls.as_ref(), resource, path, Some(index)),
                 retry_budget: None,
+                proxy_protocol: None,
                 labels: None,
             },
             None => Self {
+                load_balancer: policy.load_balancer.as_ref(),
+                outlier_detection: policy.outlier_detection.as_ref(),
                 connection_pool: policy.connection_pool.as_ref(),
                 tls: TlsBlock::new(policy.tls.as_ref(), resource, path, None),
                 retry_budget: policy.retry_budget.as_ref(),
+                proxy_protocol: policy.proxy_protocol.as_ref(),
                 labels: None,
             },
         }
@@ -82,14 +91,21 @@ impl<'a> Policy<'a> {
         let path = format!("spec.subsets[{index}].trafficPolicy");
         Some(match of_port(policy, port) {
             Some((index, settings)) => Self {
+                load_balancer: settings.load_balancer.as_ref(),
+                outlier_detection: settings.outlier_detection.as_ref(),
                 connection_pool: settings.connection_pool.as_ref(),
                 tls: TlsBlock::new(settings.tls.as_ref(), resource, &path, Some(index)),
-                ..base
+                retry_budget: policy.retry_budget.as_ref().or(base.retry_budget),
+                proxy_protocol: policy.proxy_protocol.as_ref().or(base.proxy_protocol),
+                labels: base.labels,
             },
             None => Self {
+                load_balancer: policy.load_balancer.as_ref().or(base.load_balancer),
+                outlier_detection: policy.outlier_detection.as_ref().or(base.outlier_detection),
                 connection_pool: policy.connection_pool.as_ref().or(base.connection_pool),
                 tls: TlsBlock::new(policy.tls.as_ref(), resource, &path, None).or(base.tls),
                 retry_budget: policy.retry_budget.as_ref().or(base.retry_budget),
+                proxy_protocol: policy.proxy_protocol.as_ref().or(base.proxy_protocol),
                 labels: base.labels,
             },
         })
@@ -97,96 +113,60 @@ impl<'a> Policy<'a> {
 }
 
 /// The first settings for `port`, with their number.
-fn of_port(policy: &TrafficPolicy, port: u16) -> Option<(usize, &PortTrafficPolicy)> {
+pub(super) fn of_port(policy: &TrafficPolicy, port: u16) -> Option<(usize, &PortTrafficPolicy)> {
     let mut settings = policy.port_level_settings.iter().enumerate();
     settings.find(|(_, settings)| settings.port.is_some_and(|selector| selector.number == u32::from(port)))
 }
 
-/// Names what this gateway doesn't honour of a rule that is in use, with `has_streams` by raw TCP.
-pub(super) fn report(rule: &Rule, has_streams: bool, namespace: &str, report: &mut Report) {
+/// Names what this gateway doesn't honour of a rule that is in use.
+pub(super) fn report(rule: &Rule, namespace: &str, report: &mut Report) {
     for (resource, spec) in rule.parts() {
         let DestinationRule { host: _, traffic_policy, subsets, export_to: _, workload_selector: _ } = spec;
         let field = Field::spec(resource);
         if let Some(policy) = traffic_policy {
-            report_policy(policy, &field.name("trafficPolicy"), has_streams, namespace, report);
+            report_policy(policy, &field.name("trafficPolicy"), namespace, report);
         }
         let list = field.name("subsets");
         for (i, Subset { name: _, labels: _, traffic_policy }) in subsets.iter().enumerate() {
             if let Some(policy) = traffic_policy {
                 let subset = list.index(i);
-                report_policy(policy, &subset.name("trafficPolicy"), has_streams, namespace, report);
+                report_policy(policy, &subset.name("trafficPolicy"), namespace, report);
             }
         }
     }
 }
 
-fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, has_streams: bool, namespace: &str, report: &mut Report) {
+fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, namespace: &str, report: &mut Report) {
     let TrafficPolicy {
         load_balancer,
-        connection_pool,
-        outlier_detection,
+        connection_pool: _,
+        outlier_detection: _,
         tls,
         port_level_settings,
-        tunnel,
-        proxy_protocol,
+        // HTTP ignores it in silence, as in Istio.
+        tunnel: _,
+        proxy_protocol: _,
         retry_budget: _,
     } = policy;
-    report_blocks(&Blocks { load_balancer, connection_pool, outlier_detection, tls }, field, namespace, report);
+    report_blocks(load_balancer.as_ref(), tls.as_ref(), field, namespace, report);
     let list = field.name("portLevelSettings");
     for (i, settings) in port_level_settings.iter().enumerate() {
-        let PortTrafficPolicy { port: _, load_balancer, connection_pool, outlier_detection, tls } = settings;
-        let blocks = Blocks { load_balancer, connection_pool, outlier_detection, tls };
-        report_blocks(&blocks, &list.index(i), namespace, report);
-    }
-    if tunnel.is_some() && has_streams {
-        let message = "not supported yet: raw TCP goes to the destination without a tunnel (HTTP always does)";
-        report.unsupported(field.name("tunnel"), message);
-    }
-    if proxy_protocol.is_some() {
-        let message = "not supported yet: connections begin without the header that the destination may expect";
-        report.unsupported(field.name("proxyProtocol"), message);
+        let PortTrafficPolicy { port: _, load_balancer, connection_pool: _, outlier_detection: _, tls } = settings;
+        report_blocks(load_balancer.as_ref(), tls.as_ref(), &list.index(i), namespace, report);
     }
 }
 
-struct Blocks<'a> {
-    load_balancer: &'a Option<LoadBalancerSettings>,
-    connection_pool: &'a Option<ConnectionPoolSettings>,
-    outlier_detection: &'a Option<OutlierDetection>,
-    tls: &'a Option<ClientTlsSettings>,
-}
-
-fn report_blocks(blocks: &Blocks<'_>, field: &Field<'_>, namespace: &str, report: &mut Report) {
-    let Blocks { load_balancer, connection_pool, outlier_detection, tls } = blocks;
-    if let Some(load_balancer) = load_balancer {
-        report_load_balancer(load_balancer, &field.name("loadBalancer"), report);
+fn report_blocks(
+    load_balancer: Option<&LoadBalancerSettings>,
+    tls: Option<&ClientTlsSettings>,
+    field: &Field<'_>,
+    namespace: &str,
+    report: &mut Report,
+) {
+    if let Some(settings) = load_balancer {
+        balancing::report(settings, &field.name("loadBalancer"), report);
     }
-    if let Some(ConnectionPoolSettings { tcp: _, http: Some(HttpSettings { http2_keep_alive, .. }) }) = connection_pool
-    {
-        let pool = field.name("connectionPool");
-        let http = pool.name("http");
-        report.unsupported_if(http2_keep_alive.is_some(), http.name("http2KeepAlive"));
-    }
-    report.unsupported_if(outlier_detection.is_some(), field.name("outlierDetection"));
     if let Some(settings) = tls {
         tls::report(settings, &field.name("tls"), namespace, report);
     }
-}
-
-fn report_load_balancer(settings: &LoadBalancerSettings, field: &Field<'_>, report: &mut Report) {
-    let LoadBalancerSettings {
-        simple,
-        consistent_hash,
-        locality_lb_setting,
-        zone_aware_lb_setting,
-        warmup_duration_secs,
-        warmup,
-    } = settings;
-    if !matches!(simple, None | Some(SimpleLoadBalancer::RoundRobin | SimpleLoadBalancer::Unspecified)) {
-        report.unsupported(field.name("simple"), "not supported yet: endpoints take turns (ROUND_ROBIN)");
-    }
-    report.unsupported_if(consistent_hash.is_some(), field.name("consistentHash"));
-    report.unsupported_if(locality_lb_setting.is_some(), field.name("localityLbSetting"));
-    report.unsupported_if(zone_aware_lb_setting.is_some(), field.name("zoneAwareLbSetting"));
-    report.unsupported_if(warmup_duration_secs.is_some(), field.name("warmupDurationSecs"));
-    report.unsupported_if(warmup.is_some(), field.name("warmup"));
 }

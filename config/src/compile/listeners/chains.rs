@@ -1,8 +1,9 @@
 //! Filter chains: those of the compile before wherever nothing about them changed.
 //!
-//! Source: `reference/networking.md` §3.20.
+//! Source: `reference/networking.md` §3.20, §5.8.
 
 use std::cell::OnceCell;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +12,10 @@ use ahash::AHashMap;
 use super::super::destination_rules::Rule;
 use super::super::routes::StreamRoute;
 use super::Context;
+use crate::resource::destination_rule::TunnelSettings;
 use crate::snapshot::ResourceName;
 use crate::snapshot::host::RouteTable;
-use crate::snapshot::listener::{FilterChain, Handler, HttpChain, HttpSettings, TcpChain, Transport};
+use crate::snapshot::listener::{FilterChain, Handler, HttpChain, HttpSettings, TcpChain, Transport, Tunnel};
 use crate::snapshot::tls::ServerTls;
 
 /// A connection without a byte in either direction is closed after this time.
@@ -116,19 +118,32 @@ fn is_same_handler(known: &Handler, new: &Handler) -> bool {
     }
 }
 
-/// Where `route` leads, with the time limits that the DestinationRule of its first destination sets for the whole
-/// service.
+/// Where `route` leads, with the time limits and the tunnel that the DestinationRule of its first destination sets for
+/// the whole service.
 pub(super) fn tcp_chain(route: &StreamRoute, context: &Context<'_>) -> TcpChain {
-    let StreamRoute { resource, path: _, server_names: _, destinations, first_host } = route;
+    let StreamRoute { resource, path: _, server_names: _, destinations, first_host, only_subset } = route;
     let rule = context.destinations.rule(first_host);
     let policy = rule.as_deref().and_then(Rule::traffic_policy);
     let tcp = policy.and_then(|policy| policy.connection_pool.as_ref()).and_then(|pool| pool.tcp.as_ref());
     let idle_timeout = tcp.and_then(|tcp| tcp.idle_timeout).or(context.options.features.idle_timeout);
+    let subset = rule.as_deref().and_then(|rule| rule.subset_part(only_subset)?.2.traffic_policy.as_ref());
+    let tunnel_settings = subset.and_then(|policy| policy.tunnel.as_ref());
+    let tunnel_settings = tunnel_settings.or_else(|| policy.and_then(|policy| policy.tunnel.as_ref()));
     TcpChain {
         destinations: destinations.clone(),
         idle_timeout: Some(idle_timeout.unwrap_or(IDLE_TIMEOUT)).filter(|timeout| !timeout.is_zero()),
         max_connection_duration: tcp.and_then(|tcp| tcp.max_connection_duration).filter(|limit| !limit.is_zero()),
-        tunnel: None,
+        tunnel: tunnel_settings.map(|settings| Arc::new(tunnel(settings))),
         resource: resource.name(),
     }
+}
+
+/// Source: `reference/networking.md` §5.8.
+fn tunnel(settings: &TunnelSettings) -> Tunnel {
+    let TunnelSettings { protocol, target_host, target_port } = settings;
+    let target = match target_host.parse::<Ipv6Addr>() {
+        Ok(ip) => format!("[{ip}]:{target_port}"),
+        Err(_) => format!("{target_host}:{target_port}"),
+    };
+    Tunnel { post: protocol == "POST", target }
 }

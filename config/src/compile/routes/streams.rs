@@ -29,8 +29,10 @@ pub(in super::super) struct StreamRoute {
     /// In lower case; none for all connections.
     pub(in super::super) server_names: Vec<Arc<str>>,
     pub(in super::super) destinations: Vec<TcpDestination>,
-    /// Host of the first destination, whose DestinationRule has the time limits.
+    /// Host of the first destination, whose DestinationRule has the time limits and the tunnel.
     pub(in super::super) first_host: String,
+    /// Its subset, if it is the only destination and names one.
+    pub(in super::super) only_subset: String,
 }
 
 /// The `tls` rules of `virtual_service` for a place, one route for each match entry; or the first `tcp` rule.
@@ -175,7 +177,9 @@ impl Translation<'_> {
         };
         let first = self.clusters.iter().find(|known| known.name == first.cluster);
         let first_host = first.map(|known| known.host.clone()).unwrap_or_default();
+        let only_subset = first.filter(|_| is_single).map(|known| known.subset.clone()).unwrap_or_default();
         let resource = Arc::clone(resource);
-        self.streams.push(Arc::new(StreamRoute { resource, path, server_names, destinations, first_host }));
+        let route = StreamRoute { resource, path, server_names, destinations, first_host, only_subset };
+        self.streams.push(Arc::new(route));
     }
 }

@@ -374,32 +374,78 @@ fn destinations_of_raw_tcp() {
     }
 }
 
-/// §5.8: HTTP never takes a tunnel, so nothing is lost there.
+/// §3.20, §5.8: the tunnel of the first destination's service, or of the subset that is the only destination.
 #[test]
-fn tunnels_are_for_raw_tcp() {
-    let yaml = gateway(
-        "gw",
-        "web",
-        &[server(80, "HTTP", "['*']", ""), named_server(9000, "t", "TCP", "['*']", "")].join(", "),
-    ) + &document(
-        "ServiceEntry",
-        "n",
-        "s",
-        "spec: {hosts: [s.com], ports: [{number: 9000, name: tcp, protocol: TCP}], resolution: DNS}",
-    ) + &document(
-        "DestinationRule",
-        "n",
-        "r",
-        "spec: {host: s.com, trafficPolicy: {tunnel: {targetHost: t.com, targetPort: 1}}}",
-    );
-    let http = tcp("[gw/web]", "", "s.com").replace("'*'", "h.com").replace("tcp:", "http:");
-    let http = virtual_service("n", "h", &http);
-    let tcp = virtual_service("n", "t", &tcp("[gw/web]", "", "s.com"));
-    for (services, is_named) in [(http.clone(), false), (tcp.clone(), true), (http + &tcp, true)] {
-        let found = findings(&compiled(&(yaml.clone() + &services)), Severity::Warning);
-        let found: Vec<_> = found.iter().filter(|found| found.contains("spec.trafficPolicy.tunnel")).collect();
-        assert_eq!(found.len(), usize::from(is_named), "{services}: {found:?}");
+fn tunnels_of_raw_tcp() {
+    let entry = |host: &str| {
+        let spec = format!(
+            "spec: {{hosts: [{host}], ports: [{{number: 9000, name: tcp, protocol: TCP}}], resolution: STATIC, \
+             endpoints: [{{address: 192.0.2.1, labels: {{v: '1'}}}}]}}"
+        );
+        document("ServiceEntry", "n", host.trim_end_matches(".com"), &spec)
+    };
+    let tunnel = |fields: &str, port: u16| format!("trafficPolicy: {{tunnel: {{{fields}targetPort: {port}}}}}");
+    let target = |rule: &str, route: &str| {
+        let spec = format!("{{hosts: ['*'], gateways: [gw/web], tcp: [{{route: [{route}]}}]}}");
+        let yaml = gateway("gw", "web", &server(9000, "TCP", "['*']", ""))
+            + &virtual_service("n", "v", &spec)
+            + &entry("s.com")
+            + &entry("o.com")
+            + &document("DestinationRule", "n", "r", &format!("spec: {{host: s.com, {rule}}}"));
+        let compiled = compiled(&yaml);
+        assert_eq!(findings(&compiled, Severity::Warning), [""; 0], "{rule} {route}");
+        match &chains(&compiled, 9000)[0].handler {
+            Handler::Tcp(stream) => stream.tunnel.as_ref().map(|tunnel| (tunnel.post, tunnel.target.clone())),
+            Handler::Http(_) => panic!("HTTP"),
+        }
+    };
+    let some = |post, target: &str| Some((post, target.to_owned()));
+    let whole = "{destination: {host: s.com}}";
+    let subset = "{destination: {host: s.com, subset: v1}}";
+    let subsets = |more: &str| format!("subsets: [{{name: v1, labels: {{v: '1'}}{more}}}]");
+    let top = tunnel("targetHost: t.com, ", 1);
+    let own = subsets(&format!(", {}", tunnel("protocol: POST, targetHost: u.com, ", 2)));
+    let pool = subsets(", trafficPolicy: {connectionPool: {tcp: {}}}");
+    for (rule, route, expected) in [
+        (subsets(""), whole, None),
+        (top.clone(), whole, some(false, "t.com:1")),
+        (tunnel("protocol: CONNECT, targetHost: 192.0.2.9, ", 1), whole, some(false, "192.0.2.9:1")),
+        (tunnel("protocol: POST, targetHost: '2001:db8::9', ", 1), whole, some(true, "[2001:db8::9]:1")),
+        (format!("{top}, {own}"), whole, some(false, "t.com:1")),
+        (format!("{top}, {own}"), subset, some(true, "u.com:2")),
+        (own.clone(), subset, some(true, "u.com:2")),
+        (format!("{top}, {pool}"), subset, some(false, "t.com:1")),
+        // Among several destinations a subset has no say, and the first one decides.
+        (
+            format!("{top}, {own}"),
+            "{destination: {host: s.com, subset: v1}, weight: 1}, {destination: {host: o.com}, weight: 1}",
+            some(false, "t.com:1"),
+        ),
+        (top.clone(), "{destination: {host: o.com}, weight: 1}, {destination: {host: s.com}, weight: 1}", None),
+    ] {
+        assert_eq!(target(&rule, route), expected, "{rule} {route}");
     }
+}
+
+/// §5.8: HTTP never takes a tunnel.
+#[test]
+fn http_ignores_tunnels() {
+    let yaml = gateway("gw", "web", &server(80, "HTTP", "['*']", ""))
+        + &virtual_service("n", "h", &tcp("[gw/web]", "", "s.com").replace("'*'", "h.com").replace("tcp:", "http:"))
+        + &document(
+            "ServiceEntry",
+            "n",
+            "s",
+            "spec: {hosts: [s.com], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}",
+        )
+        + &document(
+            "DestinationRule",
+            "n",
+            "r",
+            "spec: {host: s.com, trafficPolicy: {tunnel: {targetHost: t.com, targetPort: 1}}}",
+        );
+    let compiled = compiled(&yaml);
+    assert_eq!((compiled.snapshot.clusters.len(), compiled.diagnostics.len()), (1, 0));
 }
 
 /// §3.20: limits of the first destination's service, from the top of its policy alone.

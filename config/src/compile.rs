@@ -9,6 +9,7 @@ mod delegates;
 mod destination_rules;
 mod host;
 mod listeners;
+mod locality;
 mod mesh;
 mod notices;
 mod options;
@@ -93,8 +94,7 @@ pub fn compile(input: Input<'_>, options: &Options, memo: &mut Memo) -> Compiled
     report.diagnostics.extend_from_slice(&servers.diagnostics);
     let virtual_services = virtual_services::Context { world: &world, options, mesh: &mesh, registry: &registry };
     let routes = virtual_services::compile(&virtual_services, &servers, &mut memo.virtual_services, &mut report);
-    let destinations =
-        clusters::Context { namespace: &options.namespace, mesh: &mesh, registry: &registry, rules: &rules };
+    let destinations = clusters::Context { options, mesh: &mesh, registry: &registry, rules: &rules };
     let clusters = clusters::compile(&destinations, &routes, &mut memo.clusters, &mut report);
     let listeners = listeners::Context { options, destinations: &destinations };
     let listeners = listeners::compile(&listeners, &servers.list, &routes, &mut memo.listeners, &mut report);

@@ -3,6 +3,7 @@
 //! Source: `reference/networking.md` §3.16, §5.2, §5.5, §1.6.
 
 mod balancing;
+mod locality;
 mod outliers;
 mod policy;
 mod tls;
@@ -16,9 +17,10 @@ use super::MeshSettings;
 use super::common_ends;
 use super::destination_rules::{Rule, Rules};
 use super::mesh::ClusterDefaults;
+use super::options::Options;
 use super::protocol::Protocol;
 use super::report::{Field, Report};
-use super::services::{Registry, Service, ServicePort};
+use super::services::{Backend, Registry, Service, ServicePort};
 use super::virtual_services::{ClusterReference, ServerRoutes, VirtualServiceRoutes};
 use crate::credential::{CredentialUse, Wanted};
 use crate::diagnostic::{Code, Diagnostic, Severity};
@@ -26,18 +28,18 @@ use crate::resource::destination_rule::{
     ConnectionPoolSettings, H2UpgradePolicy, Http2KeepAlive, HttpSettings, Percentage, ProxyProtocol,
     ProxyProtocolVersion, RetryBudget, TcpKeepalive, TcpSettings,
 };
-use crate::snapshot::balancing::Placement;
+use crate::snapshot::balancing::{Balancing, Placement};
 use crate::snapshot::cluster::{
     self, Cluster, ClusterName, DnsEndpoint, Endpoints, Limits, ServiceIdentity, UpstreamProtocol,
 };
 use crate::snapshot::tls::ServerNameSource;
 
-use policy::Policy;
+use locality::Strategy;
+use policy::{Policy, TlsBlock};
 
 /// What destinations are looked up in.
 pub(super) struct Context<'a> {
-    /// Of this gateway.
-    pub(super) namespace: &'a str,
+    pub(super) options: &'a Options,
     pub(super) mesh: &'a MeshSettings,
     pub(super) registry: &'a Arc<Registry>,
     pub(super) rules: &'a Arc<Rules>,
@@ -173,6 +175,9 @@ impl Memo {
             if is_dull {
                 continue;
             }
+            if let Ok(cluster) = &made.outcome {
+                made.report_fixed_name(cluster, &mut report);
+            }
             if made.wants_mutual_tls(context)
                 && let Some(reference) = made.references(name).next()
             {
@@ -195,7 +200,7 @@ impl Memo {
         }
         rules.sort_unstable_by_key(|rule| Arc::as_ptr(rule));
         rules.dedup_by_key(|rule| Arc::as_ptr(rule));
-        rules.into_iter().for_each(|rule| policy::report(rule, context.namespace, &mut report));
+        rules.into_iter().for_each(|rule| policy::report(rule, context.options, &mut report));
         services.sort_unstable_by_key(|service| Arc::as_ptr(service));
         services.dedup_by_key(|service| Arc::as_ptr(service));
         report.diagnostics.extend(services.into_iter().flat_map(|service| service.diagnostics.clone()));
@@ -209,7 +214,7 @@ impl Memo {
             let cluster = made.outcome.as_ref().ok().filter(|cluster| cluster.tls.is_some())?;
             Policy::new(made.rule.as_deref(), cluster.port, &cluster.subset)?.tls
         });
-        with_tls.for_each(|block| tls::credentials(&block, context.namespace, &mut uses));
+        with_tls.for_each(|block| tls::credentials(&block, &context.options.namespace, &mut uses));
         uses.sort_by_cached_key(|used| {
             // A field names a certificate before it names a CA.
             (used.resource.name(), used.path.clone(), matches!(used.wanted, Wanted::Ca(_)))
@@ -230,6 +235,27 @@ impl Made {
     fn references(&self, name: &ClusterName) -> impl Iterator<Item = &ClusterReference> {
         let references = self.users.iter().flat_map(|user| &user.clusters);
         references.filter(move |reference| reference.name == *name)
+    }
+
+    /// Says that a fixed name stands for all the hosts that may be asked for.
+    fn report_fixed_name(&self, cluster: &Cluster, report: &mut Report) {
+        if !matches!(cluster.endpoints, Endpoints::Dynamic(_)) {
+            return;
+        }
+        let policy = Policy::new(self.rule.as_deref(), cluster.port, &cluster.subset);
+        let Some(TlsBlock { settings, resource, path }) = policy.and_then(|policy| policy.tls) else { return };
+        let Some(client) = cluster.tls.as_ref().filter(|_| !settings.sni.is_empty()) else { return };
+        let spec = Field::spec(resource);
+        let field = spec.name(path.trim_start_matches("spec."));
+        let sni = &settings.sni;
+        let check = match client.subject_alt_names.as_slice() {
+            _ if client.skip_verification => "certificates are not verified",
+            [] => "certificates are not checked for any name",
+            _ => "certificates are checked for `subjectAltNames`",
+        };
+        let message = format!("every host of {} is asked for \"{sni}\", and {check}", cluster.service.host);
+        let help = "leave `sni` out: the host that a request asks for is sent, and its certificate checked".to_owned();
+        report.add(Severity::Warning, Code::SchemaWarning, field.name("sni"), message, Some(help));
     }
 
     /// Whether its endpoints are left out on purpose.
@@ -282,7 +308,7 @@ impl Context<'_> {
     }
 
     fn look_up(&self, host: &str) -> (Option<Arc<Service>>, Option<Arc<Rule>>) {
-        let service = self.registry.lookup(host, self.namespace).map(Arc::clone);
+        let service = self.registry.lookup(host, &self.options.namespace).map(Arc::clone);
         let namespace = service.as_ref().map_or("", |service| &service.identity.namespace);
         let rule = self.rules.choose(host, namespace).map(Arc::clone);
         (service, rule)
@@ -305,13 +331,20 @@ impl Context<'_> {
             Some(_) => Missing::Subset,
         })?;
         let labels = policy.labels.cloned().unwrap_or_default();
-        let (identity, port_protocol, endpoints) = match service {
+        let defaults = &self.mesh.clusters;
+        let outlier_detection = policy.outlier_detection.or(defaults.outlier_detection.as_ref());
+        let (identity, port_protocol, (endpoints, groups)) = match service {
             Some(service) => {
                 let ServicePort { protocol, .. } = service.port(*port).ok_or(Missing::Port)?;
                 let endpoints = if policy.load_balancer.is_some_and(balancing::is_passthrough) {
-                    Endpoints::Static(Arc::default())
+                    (Endpoints::Static(Arc::default()), Arc::default())
                 } else {
-                    service.endpoints(*port, &labels).ok_or(Missing::Endpoints)?
+                    let setting = policy.load_balancer.and_then(|settings| settings.locality_lb_setting.as_ref());
+                    let distribution = service.traffic_distribution;
+                    let strategy =
+                        Strategy::new(setting, distribution, defaults.locality.as_ref(), outlier_detection.is_some());
+                    let place = |backends: &[&Backend]| strategy.place(backends, self.options);
+                    service.endpoints(*port, &labels, place).ok_or(Missing::Endpoints)?
                 };
                 (Arc::clone(&service.identity), *protocol, endpoints)
             }
@@ -321,17 +354,17 @@ impl Context<'_> {
                 let identity =
                     ServiceIdentity { host: Arc::clone(&host), name: Arc::clone(&host), namespace: Arc::default() };
                 let endpoint = DnsEndpoint { host, port: *port, weight: 1, placement: Placement::default() };
-                (Arc::new(identity), Protocol::Auto, Endpoints::StrictDns([endpoint].into()))
+                let endpoints = (Endpoints::StrictDns([endpoint].into()), Arc::default());
+                (Arc::new(identity), Protocol::Auto, endpoints)
             }
             None => return Err(Missing::Host),
         };
         if port_protocol == Protocol::Udp {
             return Err(Missing::Port);
         }
-        let defaults = &self.mesh.clusters;
         let pool = policy.connection_pool.or(defaults.connection_pool.as_ref());
         let protocol = upstream_protocol(port_protocol, pool, defaults);
-        let outlier_detection = policy.outlier_detection.or(defaults.outlier_detection.as_ref());
+        let hash_keys = || balancing::hash_keys(rule, *port, subset);
         Ok(Cluster {
             name: name.clone(),
             service: identity,
@@ -343,9 +376,9 @@ impl Context<'_> {
             limits: limits(pool, policy.retry_budget, protocol, defaults),
             tls: policy
                 .tls
-                .and_then(|block| tls::client(block.settings, reference, service, defaults, self.namespace))
+                .and_then(|block| tls::client(block.settings, reference, service, defaults, &self.options.namespace))
                 .map(Arc::new),
-            balancing: balancing::balancing(policy.load_balancer, || balancing::hash_keys(rule, *port, subset)),
+            balancing: Balancing { groups, ..balancing::balancing(policy.load_balancer, hash_keys) },
             outlier_detection: outlier_detection.map(|settings| Arc::new(outliers::detection(settings))),
             proxy_protocol: policy.proxy_protocol.map(|ProxyProtocol { version }| match version {
                 ProxyProtocolVersion::V1 => cluster::ProxyProtocol::V1,
@@ -374,15 +407,17 @@ impl Context<'_> {
                 ("host", format!("host not found: \"{host}\" ({loss})"), help)
             }
             Missing::Port => {
-                let ports = self.registry.lookup(host, self.namespace).map(|service| {
+                let ports = self.registry.lookup(host, &self.options.namespace).map(|service| {
                     let numbers: Vec<_> = service.ports.iter().map(|port| port.number.to_string()).collect();
                     format!("it has: {}", numbers.join(", "))
                 });
                 ("port", format!("{host} has no port {port} ({loss})"), ports.unwrap_or_default())
             }
             Missing::Subset => {
-                let namespace =
-                    self.registry.lookup(host, self.namespace).map(|service| Arc::clone(&service.identity.namespace));
+                let namespace = self
+                    .registry
+                    .lookup(host, &self.options.namespace)
+                    .map(|service| Arc::clone(&service.identity.namespace));
                 let rule = self.rules.choose(host, &namespace.unwrap_or_default());
                 let known: Vec<_> = rule.iter().flat_map(|rule| rule.subsets()).collect();
                 let help = match known.as_slice() {

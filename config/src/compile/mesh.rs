@@ -8,13 +8,16 @@ mod connection;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::locality;
 use super::options::Options;
 use super::report::{Field, Report};
 use super::routes::retry;
 use super::tls::TlsDefaults;
 use super::world::{Object, World};
 use crate::diagnostic::Code;
-use crate::resource::destination_rule::{ConnectionPoolSettings, OutlierDetection, TcpKeepalive};
+use crate::resource::destination_rule::{
+    ConnectionPoolSettings, LocalityLoadBalancerSetting, OutlierDetection, TcpKeepalive,
+};
 use crate::resource::mesh_config::{DefaultTrafficPolicy, MeshConfig, MeshH2UpgradePolicy};
 use crate::resource::proxy_config::{ProxyConfig, ProxyConfigResource};
 use crate::snapshot::listener::HttpSettings;
@@ -44,6 +47,8 @@ pub(super) struct ClusterDefaults {
     pub(super) tcp_keepalive: Option<TcpKeepalive>,
     pub(super) connection_pool: Option<ConnectionPoolSettings>,
     pub(super) outlier_detection: Option<OutlierDetection>,
+    /// `None` turns all of it off.
+    pub(super) locality: Option<LocalityLoadBalancerSetting>,
     pub(super) upgrade_to_h2: bool,
     /// Of servers, too.
     pub(super) tls: TlsDefaults,
@@ -107,9 +112,8 @@ fn settings(
         default_virtual_service_export_to,
         default_destination_rule_export_to,
         root_namespace,
-        // Locality matters with outlier detection only.
-        locality_lb_setting: _,
-        zone_aware_lb_setting: _,
+        locality_lb_setting,
+        zone_aware_lb_setting,
         dns_refresh_rate,
         h2_upgrade_policy,
         inbound_cluster_stat_name: _,
@@ -153,6 +157,10 @@ fn settings(
             report.unsupported_if(!outbound_cluster_stat_name.is_empty(), spec.name("outboundClusterStatName"));
             report.unsupported_if(default_providers.is_some(), spec.name("defaultProviders"));
             report.unsupported_if(!ca_certificates.is_empty(), spec.name("caCertificates"));
+            if let Some(setting) = locality_lb_setting {
+                locality::report(setting, options, &spec.name("localityLbSetting"), report);
+            }
+            report.unsupported_if(zone_aware_lb_setting.is_some(), spec.name("zoneAwareLbSetting"));
             warn_about_proxy(proxy, &spec.name("defaultConfig"), report);
         }
     }
@@ -179,6 +187,8 @@ fn settings(
             tcp_keepalive: tcp_keepalive.clone(),
             connection_pool,
             outlier_detection,
+            locality: Some(locality_lb_setting.clone().unwrap_or_default())
+                .filter(|setting| setting.enabled.unwrap_or(true)),
             upgrade_to_h2: *h2_upgrade_policy == MeshH2UpgradePolicy::Upgrade,
             tls: TlsDefaults::new(tls_defaults.as_ref()),
             trust_domains: trust_domains(trust_domain, trust_domain_aliases, options),

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::locality::{CLUSTER, Locality, REGION, SUBZONE, ZONE};
+
 /// What the compiler must know that stands in no resource.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
@@ -73,6 +75,24 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Where we are; all parts are empty if that is unknown.
+    pub(super) fn locality(&self) -> Locality<'_> {
+        Locality::parse(self.locality.as_deref().unwrap_or_default())
+    }
+
+    /// The value of one of our labels; those of the topology follow from where we are, as in Istio.
+    pub(super) fn label(&self, key: &str) -> Option<&str> {
+        let locality = self.locality();
+        let derived = match key {
+            REGION => locality.region,
+            ZONE => locality.zone,
+            SUBZONE => locality.subzone,
+            CLUSTER => &self.cluster_id,
+            _ => "",
+        };
+        if derived.is_empty() { self.labels.get(key).map(String::as_str) } else { Some(derived) }
+    }
+
     /// Whether our labels hold all of `selector`.
     pub(super) fn is_selected_by(&self, selector: &BTreeMap<String, String>) -> bool {
         is_label_subset(selector, &self.labels)

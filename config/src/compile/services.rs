@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use super::locality::{HOSTNAME, Locality, NETWORK, REGION, SUBZONE, ZONE};
 use super::options::{Options, is_label_subset};
 use super::protocol::Protocol;
 use super::world::{Object, World};
@@ -20,7 +21,7 @@ use crate::diagnostic::Diagnostic;
 use crate::resource::Resource;
 use crate::resource::workload_entry::WorkloadEntry;
 use crate::snapshot::balancing::Placement;
-use crate::snapshot::cluster::{DnsEndpoint, Endpoint, EndpointAddress, Endpoints, ServiceIdentity};
+use crate::snapshot::cluster::{DnsEndpoint, DynamicDns, Endpoint, EndpointAddress, Endpoints, ServiceIdentity};
 
 /// All services, by host.
 #[derive(Debug, Default)]
@@ -45,6 +46,7 @@ pub(super) struct Service {
     pub(super) subject_alt_names: Vec<Arc<str>>,
     /// A member of the mesh with endpoints that speak its mutual TLS.
     pub(super) speaks_mutual_tls: bool,
+    pub(super) traffic_distribution: TrafficDistribution,
     /// What it is made of; it is made anew if one of them changes.
     inputs: Vec<Arc<Resource>>,
     pub(super) diagnostics: Vec<Diagnostic>,
@@ -58,6 +60,32 @@ pub(super) struct ServicePort {
     pub(super) protocol: Protocol,
 }
 
+/// Which endpoints a service wants to be used first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum TrafficDistribution {
+    #[default]
+    Any,
+    PreferClose,
+    PreferSameNode,
+}
+
+impl TrafficDistribution {
+    /// `spec.trafficDistribution`, or else Istio's annotation, whose case doesn't matter. Other words mean nothing.
+    fn new(field: &str, annotations: &BTreeMap<String, String>) -> Self {
+        let annotation = annotations.get("networking.istio.io/traffic-distribution");
+        match field {
+            "PreferClose" | "PreferSameZone" => return Self::PreferClose,
+            "PreferSameNode" => return Self::PreferSameNode,
+            _ => {}
+        }
+        match annotation.map(|word| word.to_ascii_lowercase()).as_deref() {
+            Some("preferclose" | "prefersamezone") => Self::PreferClose,
+            Some("prefersamenode") => Self::PreferSameNode,
+            _ => Self::Any,
+        }
+    }
+}
+
 /// Where the endpoints of a service come from.
 #[derive(Debug)]
 enum Backends {
@@ -66,18 +94,62 @@ enum Backends {
     LogicalDns(Vec<Backend>),
     /// Resolved by the name of the service alone; what its endpoints' labels are can't be known.
     ServiceName(Vec<Backend>),
+    /// Resolved by the name that a request asks for, which ends in the suffix; with the target port by service port.
+    Dynamic {
+        suffix: Arc<str>,
+        ports: Vec<(u16, u16)>,
+    },
 }
 
 /// One endpoint of a service, for all its ports.
 #[derive(Debug)]
-struct Backend {
+pub(super) struct Backend {
     address: Address,
     /// Endpoint port by service port.
     ports: Vec<(u16, u16)>,
     labels: BTreeMap<String, String>,
-    weight: u32,
+    pub(super) weight: u32,
     workload: Option<Arc<str>>,
     service_account: Option<Box<ServiceAccount>>,
+    /// `region/zone/subzone`; empty if unknown.
+    pub(super) locality: Arc<str>,
+    /// Kubernetes's node.
+    node: Option<Arc<str>>,
+    network: Option<Arc<str>>,
+}
+
+impl Backend {
+    /// The value of a label; those of the topology follow from the place, as in Istio.
+    pub(super) fn label(&self, key: &str) -> Option<&str> {
+        let locality = Locality::parse(&self.locality);
+        let derived = match key {
+            REGION => locality.region,
+            ZONE => locality.zone,
+            SUBZONE => locality.subzone,
+            HOSTNAME => self.node.as_deref().unwrap_or_default(),
+            _ => "",
+        };
+        match derived {
+            "" => {
+                let network = self.network.as_deref().filter(|_| key == NETWORK);
+                self.labels.get(key).map(String::as_str).or(network)
+            }
+            derived => Some(derived),
+        }
+    }
+
+    fn has_labels(&self, selector: &BTreeMap<String, String>) -> bool {
+        selector.iter().all(|(key, value)| self.label(key) == Some(value))
+    }
+}
+
+/// How some endpoints stand to each other.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    /// Priority and group of each; `None` leaves it out.
+    pub(super) places: Vec<Option<(u32, u32)>>,
+    /// Shares of the groups.
+    pub(super) groups: Arc<[u32]>,
 }
 
 /// Who a workload is.
@@ -125,57 +197,77 @@ impl Service {
         self.ports.iter().find(|port| port.number == number)
     }
 
-    /// The endpoints of `port` whose labels hold `subset`; `None` if there can't be any, so that there is no cluster.
-    pub(super) fn endpoints(&self, port: u16, subset: &BTreeMap<String, String>) -> Option<Endpoints> {
-        let select = |backends: &[Backend]| -> Vec<(Address, u16, u32, Option<Arc<str>>)> {
-            let chosen = backends.iter().filter(|backend| is_label_subset(subset, &backend.labels));
-            chosen
-                .filter_map(|backend| {
-                    let (_, target) = backend.ports.iter().find(|(number, _)| *number == port)?;
-                    Some((backend.address.clone(), *target, backend.weight, backend.workload.clone()))
-                })
-                .collect()
+    /// The endpoints of `port` whose labels hold `subset`, as `place` puts them; with the shares of their groups. `None`
+    /// if there can't be any, so that there is no cluster.
+    pub(super) fn endpoints(
+        &self,
+        port: u16,
+        subset: &BTreeMap<String, String>,
+        place: impl FnOnce(&[&Backend]) -> Places,
+    ) -> Option<(Endpoints, Arc<[u32]>)> {
+        let target = |backend: &Backend| backend.ports.iter().find(|(number, _)| *number == port).map(|port| port.1);
+        let chosen = self.backends.list().iter().filter(|backend| backend.has_labels(subset));
+        let (chosen, ports): (Vec<&Backend>, Vec<u16>) =
+            chosen.filter_map(|backend| Some((backend, target(backend)?))).unzip();
+        let has_any = chosen.iter().any(|backend| matches!(backend.address, Address::Ip(_) | Address::Name(_)));
+        let Places { places, groups } = match &self.backends {
+            // Nothing is known of where it is, so that it would count as far away from everywhere.
+            Backends::ServiceName(_) => Places { places: vec![Some((0, 0)); chosen.len()], groups: Arc::default() },
+            _ => place(&chosen),
         };
-        let dns = |backends: &[Backend]| -> Vec<DnsEndpoint> {
-            let chosen = select(backends).into_iter();
-            chosen
-                .filter_map(|(address, port, weight, _)| match address {
-                    Address::Ip(ip) => {
-                        Some(DnsEndpoint { host: ip.to_string().into(), port, weight, placement: Placement::default() })
-                    }
-                    Address::Name(host) => Some(DnsEndpoint { host, port, weight, placement: Placement::default() }),
-                    Address::UnixPath(_) | Address::UnixAbstract(_) => None,
-                })
-                .collect()
-        };
-        match &self.backends {
-            Backends::Known(backends) => {
-                let endpoints = select(backends).into_iter().filter_map(|(address, port, weight, workload)| {
-                    let address = match address {
-                        Address::Ip(ip) => EndpointAddress::Ip(ip, port),
-                        Address::UnixPath(path) => EndpointAddress::UnixPath(path),
-                        Address::UnixAbstract(name) => EndpointAddress::UnixAbstract(name),
-                        Address::Name(_) => return None,
-                    };
-                    Some(Endpoint { address, weight, workload, placement: Placement::default() })
-                });
-                Some(Endpoints::Static(endpoints.collect()))
-            }
-            Backends::StrictDns(backends) => Some(dns(backends))
-                .filter(|endpoints| !endpoints.is_empty())
-                .map(|endpoints| Endpoints::StrictDns(endpoints.into())),
-            Backends::LogicalDns(backends) => dns(backends).into_iter().next().map(Endpoints::LogicalDns),
+        let placed = chosen.into_iter().zip(ports).zip(places).filter_map(|((backend, port), place)| {
+            let (priority, group) = place?;
+            Some((backend, port, Placement { locality: Arc::clone(&backend.locality), priority, group }))
+        });
+        let endpoints = match &self.backends {
+            Backends::Known(_) => Endpoints::Static(placed.filter_map(static_endpoint).collect()),
+            Backends::StrictDns(_) | Backends::LogicalDns(_) if !has_any => return None,
+            Backends::StrictDns(_) => match placed.filter_map(dns_endpoint).collect::<Vec<_>>() {
+                endpoints if endpoints.is_empty() => Endpoints::Static(Arc::default()),
+                endpoints => Endpoints::StrictDns(endpoints.into()),
+            },
+            Backends::LogicalDns(_) => match placed.filter_map(dns_endpoint).next() {
+                Some(endpoint) => Endpoints::LogicalDns(endpoint),
+                None => Endpoints::Static(Arc::default()),
+            },
             // A subset that can't be told apart is empty rather than wrong.
-            Backends::ServiceName(_) if !subset.is_empty() => Some(Endpoints::Static(Arc::default())),
-            Backends::ServiceName(backends) => Some(Endpoints::StrictDns(dns(backends).into())),
-        }
+            Backends::ServiceName(_) | Backends::Dynamic { .. } if !subset.is_empty() => {
+                Endpoints::Static(Arc::default())
+            }
+            Backends::ServiceName(_) => Endpoints::StrictDns(placed.filter_map(dns_endpoint).collect()),
+            Backends::Dynamic { suffix, ports } => {
+                let (_, port) = ports.iter().find(|(number, _)| *number == port)?;
+                Endpoints::Dynamic(DynamicDns { suffix: Arc::clone(suffix), port: *port })
+            }
+        };
+        Some((endpoints, groups))
     }
+}
+
+fn static_endpoint((backend, port, placement): (&Backend, u16, Placement)) -> Option<Endpoint> {
+    let address = match &backend.address {
+        Address::Ip(ip) => EndpointAddress::Ip(*ip, port),
+        Address::UnixPath(path) => EndpointAddress::UnixPath(path.clone()),
+        Address::UnixAbstract(name) => EndpointAddress::UnixAbstract(name.clone()),
+        Address::Name(_) => return None,
+    };
+    Some(Endpoint { address, weight: backend.weight, workload: backend.workload.clone(), placement })
+}
+
+fn dns_endpoint((backend, port, placement): (&Backend, u16, Placement)) -> Option<DnsEndpoint> {
+    let host = match &backend.address {
+        Address::Ip(ip) => ip.to_string().into(),
+        Address::Name(host) => Arc::clone(host),
+        Address::UnixPath(_) | Address::UnixAbstract(_) => return None,
+    };
+    Some(DnsEndpoint { host, port, weight: backend.weight, placement })
 }
 
 impl Backends {
     fn list(&self) -> &[Backend] {
         match self {
             Self::Known(list) | Self::StrictDns(list) | Self::LogicalDns(list) | Self::ServiceName(list) => list,
+            Self::Dynamic { .. } => &[],
         }
     }
 
@@ -325,7 +417,8 @@ struct Workloads<'a> {
 impl<'a> Workloads<'a> {
     fn new(entries: &[Object<'a, WorkloadEntry>]) -> Self {
         let mut by_namespace: AHashMap<&str, Vec<_>> = AHashMap::new();
-        for &entry in entries {
+        // Those whose probe fails serve nobody.
+        for &entry in entries.iter().filter(|entry| !entry.spec.unhealthy) {
             // Labels of the metadata win over those of the spec.
             let mut labels = entry.spec.labels.clone();
             labels.extend(entry.resource.meta.labels.clone());

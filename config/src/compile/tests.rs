@@ -7,6 +7,7 @@
 
 mod balancing;
 mod client_tls;
+mod locality;
 mod memo;
 mod servers;
 mod tables;

@@ -185,8 +185,11 @@ impl<'d> Objects<'d> {
             }
             _ => Body { node: node.get("spec").filter(|spec| !spec.is_null()).map(Cow::Borrowed), path: "spec" },
         };
-        let (spec, found) = body.decode(kind, unknown_fields);
+        let (mut spec, found) = body.decode(kind, unknown_fields);
         problems.extend(found);
+        if let Some(Spec::WorkloadEntry(entry)) = &mut spec {
+            Arc::make_mut(entry).unhealthy = is_unhealthy(node);
+        }
         let origin = Origin { document: Arc::clone(self.document), path: path.into() };
         self.judge(key, meta, origin, spec, &problems, node);
         if kind == Kind::ConfigMap {
@@ -448,6 +451,17 @@ impl Body<'_, '_> {
         let (value, problems) = decode::<T>(node, self.path, unknown_fields);
         (value.map(|value| wrap(Arc::new(value))), problems)
     }
+}
+
+/// Whether a condition of a WorkloadEntry says so. A status is written by a controller: what can't be read of it says
+/// nothing.
+fn is_unhealthy(node: &Node<'_>) -> bool {
+    let conditions = node.get("status").and_then(|status| status.get("conditions")).map(|list| &list.value);
+    let Some(tree::Value::Sequence(conditions)) = conditions else { return false };
+    let says = |condition: &Node<'_>, key: &str, word: &str| {
+        condition.get(key).and_then(Node::text).is_some_and(|text| text.eq_ignore_ascii_case(word))
+    };
+    conditions.iter().any(|condition| says(condition, "type", "Healthy") && says(condition, "status", "False"))
 }
 
 /// Kinds whose fields are all known, unlike those of Kubernetes.

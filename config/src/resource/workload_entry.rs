@@ -19,4 +19,7 @@ pub struct WorkloadEntry {
     /// Zero means one.
     pub weight: u32,
     pub service_account: String,
+    /// `status.conditions` says `Healthy: False`: the probe of a WorkloadGroup fails. No field of the spec.
+    #[serde(skip)]
+    pub unhealthy: bool,
 }

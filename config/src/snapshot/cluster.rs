@@ -129,7 +129,8 @@ pub enum Endpoints {
 /// Hosts that are resolved when a request names them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DynamicDns {
-    /// Names that may be asked for: those that end in this suffix, which begins with a dot unless all may be (empty).
+    /// Names that may be asked for: those that end in this lower-case suffix, as it stands behind the `*` of the entry's
+    /// host (`.example.com`, or `-a.example.com`); all if it is empty.
     pub suffix: Arc<str>,
     /// Port of every address.
     pub port: u16,

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 
 use super::super::destination_rules::Rule;
+use super::super::locality;
+use super::super::options::Options;
 use super::super::report::{Field, Report};
 use super::policy::of_port;
 use crate::diagnostic::{Code, Severity};
@@ -120,11 +122,11 @@ fn hash_cookie(cookie: &HttpCookie) -> HashCookie {
 }
 
 /// Names what can't be honoured of settings.
-pub(super) fn report(settings: &LoadBalancerSettings, field: &Field<'_>, report: &mut Report) {
+pub(super) fn report(settings: &LoadBalancerSettings, options: &Options, field: &Field<'_>, report: &mut Report) {
     let LoadBalancerSettings {
         simple: _,
         consistent_hash: _,
-        locality_lb_setting: _,
+        locality_lb_setting,
         zone_aware_lb_setting,
         warmup_duration_secs,
         warmup,
@@ -142,6 +144,9 @@ pub(super) fn report(settings: &LoadBalancerSettings, field: &Field<'_>, report:
                 report.warning(Code::Ignored, field.name(name), message);
             }
         }
+    }
+    if let Some(setting) = locality_lb_setting {
+        locality::report(setting, options, &field.name("localityLbSetting"), report);
     }
     if zone_aware_lb_setting.is_some() {
         report.unsupported(

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::destination_rules::Rule;
+use super::super::options::Options;
 use super::super::report::{Field, Report};
 use super::{balancing, tls};
 use crate::resource::Resource;
@@ -119,24 +120,24 @@ pub(super) fn of_port(policy: &TrafficPolicy, port: u16) -> Option<(usize, &Port
 }
 
 /// Names what this gateway doesn't honour of a rule that is in use.
-pub(super) fn report(rule: &Rule, namespace: &str, report: &mut Report) {
+pub(super) fn report(rule: &Rule, options: &Options, report: &mut Report) {
     for (resource, spec) in rule.parts() {
         let DestinationRule { host: _, traffic_policy, subsets, export_to: _, workload_selector: _ } = spec;
         let field = Field::spec(resource);
         if let Some(policy) = traffic_policy {
-            report_policy(policy, &field.name("trafficPolicy"), namespace, report);
+            report_policy(policy, &field.name("trafficPolicy"), options, report);
         }
         let list = field.name("subsets");
         for (i, Subset { name: _, labels: _, traffic_policy }) in subsets.iter().enumerate() {
             if let Some(policy) = traffic_policy {
                 let subset = list.index(i);
-                report_policy(policy, &subset.name("trafficPolicy"), namespace, report);
+                report_policy(policy, &subset.name("trafficPolicy"), options, report);
             }
         }
     }
 }
 
-fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, namespace: &str, report: &mut Report) {
+fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, options: &Options, report: &mut Report) {
     let TrafficPolicy {
         load_balancer,
         connection_pool: _,
@@ -148,11 +149,11 @@ fn report_policy(policy: &TrafficPolicy, field: &Field<'_>, namespace: &str, rep
         proxy_protocol: _,
         retry_budget: _,
     } = policy;
-    report_blocks(load_balancer.as_ref(), tls.as_ref(), field, namespace, report);
+    report_blocks(load_balancer.as_ref(), tls.as_ref(), field, options, report);
     let list = field.name("portLevelSettings");
     for (i, settings) in port_level_settings.iter().enumerate() {
         let PortTrafficPolicy { port: _, load_balancer, connection_pool: _, outlier_detection: _, tls } = settings;
-        report_blocks(load_balancer.as_ref(), tls.as_ref(), &list.index(i), namespace, report);
+        report_blocks(load_balancer.as_ref(), tls.as_ref(), &list.index(i), options, report);
     }
 }
 
@@ -160,13 +161,13 @@ fn report_blocks(
     load_balancer: Option<&LoadBalancerSettings>,
     tls: Option<&ClientTlsSettings>,
     field: &Field<'_>,
-    namespace: &str,
+    options: &Options,
     report: &mut Report,
 ) {
     if let Some(settings) = load_balancer {
-        balancing::report(settings, &field.name("loadBalancer"), report);
+        balancing::report(settings, options, &field.name("loadBalancer"), report);
     }
     if let Some(settings) = tls {
-        tls::report(settings, &field.name("tls"), namespace, report);
+        tls::report(settings, &field.name("tls"), &options.namespace, report);
     }
 }

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use super::super::locality::{self, Locality};
 use super::super::protocol::Protocol;
 use super::super::report::{Field, Report};
 use super::super::visibility::visibility;
 use super::super::world::{Object, World};
-use super::{Address, Backend, Backends, Gathering, Service, ServiceAccount, ServicePort, Workload};
+use super::{
+    Address, Backend, Backends, Gathering, Service, ServiceAccount, ServicePort, TrafficDistribution, Workload,
+};
 use crate::diagnostic::Code;
 use crate::resource::Resource;
 use crate::resource::service_entry::{self, Location, Resolution, ServiceEntry};
@@ -46,10 +49,11 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
             }
         }
         let host: Arc<str> = host.into();
-        gathering.add((Arc::clone(namespace), Arc::clone(&host), false), &inputs, |_, inputs| {
+        gathering.add((Arc::clone(namespace), Arc::clone(&host), false), &inputs, |gathering, inputs| {
             let mut report = Report::default();
             let ports = ports(&entries, &mut report);
-            let backends = backends(&host, &entries, &selected, &ports, &mut report);
+            let own = gathering.options.locality();
+            let backends = backends(&host, &entries, &selected, &ports, own, &mut report);
             let is_internal = entries[0].spec.location == Location::MeshInternal;
             let mut subject_alt_names: Vec<Arc<str>> = Vec::new();
             for name in entries.iter().flat_map(|entry| &entry.spec.subject_alt_names) {
@@ -67,6 +71,7 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
                 alias: None,
                 visible: true,
                 speaks_mutual_tls: is_internal && backends.speak_mutual_tls(),
+                traffic_distribution: TrafficDistribution::new("", &entries[0].resource.meta.annotations),
                 backends,
                 subject_alt_names,
                 inputs,
@@ -120,6 +125,7 @@ fn backends(
     entries: &[Object<'_, ServiceEntry>],
     selected: &[Workload<'_>],
     ports: &[(ServicePort, u16)],
+    own: Locality<'_>,
     report: &mut Report,
 ) -> Backends {
     let resolution = entries[0].spec.resolution;
@@ -133,15 +139,12 @@ fn backends(
                 spec.name("resolution"),
                 "a gateway knows no original destination: requests to this host answer 503 (UH)",
             ),
-            Resolution::DynamicDns => {
-                report.unsupported(spec.name("resolution"), "not supported yet: requests to this host answer 503 (UH)");
-            }
-            Resolution::Static | Resolution::Dns | Resolution::DnsRoundRobin => {}
+            Resolution::Static | Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns => {}
         }
         let list = spec.name("endpoints");
         for (i, endpoint) in entry.spec.endpoints.iter().enumerate() {
             let field = list.index(i);
-            match backend(endpoint, endpoint.labels.clone(), None, entry.namespace(), ports) {
+            match backend(endpoint, endpoint.labels.clone(), None, entry.namespace(), ports, own) {
                 Some(backend) if is_static && matches!(backend.address, Address::Name(_)) => report.warning(
                     Code::SchemaWarning,
                     field.name("address"),
@@ -154,7 +157,7 @@ fn backends(
     }
     for Workload { entry, labels } in selected {
         let name = Some(Arc::clone(&entry.resource.meta.name));
-        match backend(entry.spec, labels.clone(), name, entry.namespace(), ports) {
+        match backend(entry.spec, labels.clone(), name, entry.namespace(), ports, own) {
             Some(backend) if is_static && !matches!(backend.address, Address::Ip(_)) => {}
             Some(backend) => backends.push(backend),
             None => {}
@@ -167,6 +170,9 @@ fn backends(
         weight: 1,
         workload: None,
         service_account: None,
+        locality: Arc::default(),
+        node: None,
+        network: None,
     };
     let without_endpoints =
         entries.iter().all(|entry| entry.spec.endpoints.is_empty() && entry.spec.workload_selector.is_none());
@@ -175,7 +181,11 @@ fn backends(
         backends.push(of_host());
     }
     match resolution {
-        Resolution::None | Resolution::DynamicDns => Backends::Known(Vec::new()),
+        Resolution::None => Backends::Known(Vec::new()),
+        Resolution::DynamicDns => Backends::Dynamic {
+            suffix: host.strip_prefix('*').unwrap_or(host).to_ascii_lowercase().into(),
+            ports: ports.iter().map(|(port, target)| (port.number, *target)).collect(),
+        },
         Resolution::Static => Backends::Known(backends),
         Resolution::Dns => Backends::StrictDns(backends),
         Resolution::DnsRoundRobin => Backends::LogicalDns(backends),
@@ -189,16 +199,18 @@ fn backend(
     workload: Option<Arc<str>>,
     namespace: &Arc<str>,
     ports: &[(ServicePort, u16)],
+    own: Locality<'_>,
 ) -> Option<Backend> {
     let WorkloadEntry {
         address,
         ports: named,
         labels: _,
-        // One network is all there is; locality tells nothing before there is failover.
-        network: _,
-        locality: _,
+        network,
+        locality,
         weight,
         service_account,
+        // Of entries that stand alone, which are sorted out before.
+        unhealthy: _,
     } = endpoint;
     if address.is_empty() {
         return None;
@@ -210,6 +222,9 @@ fn backend(
     Some(Backend {
         address: Address::parse(address),
         ports: ports.collect(),
+        locality: locality::of_workload(locality, &labels, own),
+        node: None,
+        network: (!network.is_empty()).then(|| network.as_str().into()),
         labels,
         weight: (*weight).max(1),
         workload,

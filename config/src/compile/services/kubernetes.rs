@@ -6,12 +6,15 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::super::host::service_host;
+use super::super::locality::{self, Locality};
 use super::super::options::is_label_subset;
 use super::super::protocol::Protocol;
 use super::super::report::{Field, Report};
 use super::super::visibility::visibility;
 use super::super::world::{Object, World};
-use super::{Address, Backend, Backends, Gathering, Service, ServiceAccount, ServicePort, Workload};
+use super::{
+    Address, Backend, Backends, Gathering, Service, ServiceAccount, ServicePort, TrafficDistribution, Workload,
+};
 use crate::diagnostic::Code;
 use crate::resource::kubernetes::{self, EndpointSlice, Endpoints, IntOrString};
 use crate::snapshot::cluster::ServiceIdentity;
@@ -53,7 +56,8 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
         let host: Arc<str> = service_host(&meta.name, &meta.namespace, &gathering.options.domain).into();
         gathering.add((Arc::clone(&meta.namespace), Arc::clone(&host), true), &inputs, |gathering, inputs| {
             let mut report = Report::default();
-            let sources = Sources { service, slices, endpoints, workloads };
+            let own = gathering.options.locality();
+            let sources = Sources { service, slices, endpoints, workloads, own };
             let export_to: Vec<String> = (meta.annotations.get(EXPORT_TO).into_iter())
                 .flat_map(|list| list.split(','))
                 .map(|namespace| namespace.trim().to_owned())
@@ -71,6 +75,7 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
                 alias: sources.alias(),
                 visible: visibility(&export_to, &gathering.mesh.service_export_to, &meta.namespace, viewer).is_some(),
                 speaks_mutual_tls: backends.speak_mutual_tls(),
+                traffic_distribution: TrafficDistribution::new(&service.spec.traffic_distribution, &meta.annotations),
                 backends,
                 subject_alt_names: Vec::new(),
                 inputs,
@@ -85,6 +90,8 @@ struct Sources<'a> {
     slices: &'a [Object<'a, EndpointSlice>],
     endpoints: Option<Object<'a, Endpoints>>,
     workloads: Vec<Workload<'a>>,
+    /// Of this gateway.
+    own: Locality<'a>,
 }
 
 impl Sources<'_> {
@@ -138,6 +145,9 @@ impl Sources<'_> {
             weight: 1,
             workload: None,
             service_account: None,
+            locality: Arc::default(),
+            node: None,
+            network: None,
         }
     }
 
@@ -161,6 +171,8 @@ impl Sources<'_> {
             }
             let mut labels = slice.resource.meta.labels.clone();
             labels.extend(endpoint.topology.clone());
+            let locality = locality::of_endpoint(&endpoint.zone, &labels, self.own);
+            let node = node(&endpoint.node_name);
             for address in &endpoint.addresses {
                 let Ok(ip) = address.parse() else { continue };
                 backends.push(Backend {
@@ -170,6 +182,9 @@ impl Sources<'_> {
                     weight: 1,
                     workload: None,
                     service_account: None,
+                    locality: Arc::clone(&locality),
+                    node: node.clone(),
+                    network: None,
                 });
             }
         }
@@ -191,6 +206,9 @@ impl Sources<'_> {
                     weight: 1,
                     workload: None,
                     service_account: None,
+                    locality: locality::of_endpoint("", &endpoints.resource.meta.labels, self.own),
+                    node: node(&address.node_name),
+                    network: None,
                 });
             }
         }
@@ -209,6 +227,9 @@ impl Sources<'_> {
             weight: entry.spec.weight.max(1),
             workload: Some(Arc::clone(&entry.resource.meta.name)),
             service_account: ServiceAccount::new(&entry.spec.service_account, entry.namespace()),
+            locality: locality::of_workload(&entry.spec.locality, labels, self.own),
+            node: None,
+            network: (!entry.spec.network.is_empty()).then(|| entry.spec.network.as_str().into()),
         });
     }
 
@@ -227,6 +248,10 @@ impl Sources<'_> {
             })
             .collect()
     }
+}
+
+fn node(name: &str) -> Option<Arc<str>> {
+    (!name.is_empty()).then(|| name.into())
 }
 
 /// Ports of the Services that select this gateway, with the ports that they send traffic to.

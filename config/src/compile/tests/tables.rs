@@ -428,6 +428,102 @@ fn resolutions() {
     assert_eq!(text(ips).as_deref(), Some("[Ip(10.0.0.1, 8080), Ip(::1, 9)]"));
 }
 
+/// §6.2: hosts that are resolved on demand; their endpoints have no labels that a subset could choose by.
+#[test]
+fn dynamic_resolution() {
+    let yaml = |host: &str, destination: &str, rule: &str| {
+        let ports =
+            "[{number: 443, name: https, protocol: HTTPS, targetPort: 8443}, {number: 80, name: http, protocol: HTTP}]";
+        let spec = format!("spec: {{hosts: ['{host}'], ports: {ports}, resolution: DYNAMIC_DNS}}");
+        let http = format!("http: [{{route: [{{destination: {{host: '{host}', {destination}}}}}]}}]");
+        gateway("gw", "web", SERVER)
+            + &virtual_service("n", "v", &format!("{{hosts: [h.com], gateways: [gw/web], {http}}}"))
+            + &document("ServiceEntry", "n", "e", &spec.replace("protocol: HTTPS", "protocol: TLS"))
+            + &document("DestinationRule", "n", "r", &format!("spec: {{host: '{host}', {rule}}}"))
+    };
+    let endpoints = |yaml: &str| {
+        let compiled = compiled(yaml);
+        match &compiled.snapshot.clusters.values().next().unwrap().endpoints {
+            Endpoints::Dynamic(dns) => format!("*{}:{}", dns.suffix, dns.port),
+            other => format!("{other:?}"),
+        }
+    };
+    let rule = "trafficPolicy: {tls: {mode: SIMPLE}}, subsets: [{name: v1, labels: {v: '1'}}]";
+    for (host, destination, expected) in [
+        ("*.example.com", "port: {number: 443}", "*.example.com:8443"),
+        ("*.Example.com", "port: {number: 80}", "*.example.com:80"),
+        ("*-a.example.com", "port: {number: 80}", "*-a.example.com:80"),
+        ("*.example.com", "port: {number: 443}, subset: v1", "Static([])"),
+    ] {
+        assert_eq!(endpoints(&yaml(host, destination, rule)), expected, "{host} {destination}");
+    }
+    // A fixed name stands for all of them.
+    for (tls, ending) in [
+        ("mode: SIMPLE", None),
+        ("mode: DISABLE, sni: o.com", None),
+        ("mode: ISTIO_MUTUAL", None),
+        ("mode: SIMPLE, sni: o.com", Some("certificates are not checked for any name")),
+        ("mode: SIMPLE, sni: o.com, insecureSkipVerify: true", Some("certificates are not verified")),
+        ("mode: SIMPLE, sni: o.com, subjectAltNames: [o.com]", Some("certificates are checked for `subjectAltNames`")),
+    ] {
+        let rule = format!("trafficPolicy: {{portLevelSettings: [{{port: {{number: 443}}, tls: {{{tls}}}}}]}}");
+        let compiled = compiled(&yaml("*.example.com", "port: {number: 443}", &rule));
+        let expected: Vec<String> = ending
+            .map(|ending| {
+                format!(
+                    "IST0133 spec.trafficPolicy.portLevelSettings[0].tls.sni: every host of *.example.com is asked for \
+                     \"o.com\", and {ending}"
+                )
+            })
+            .into_iter()
+            .collect();
+        assert_eq!(findings(&compiled, Severity::Warning), expected, "{tls}");
+    }
+}
+
+/// §6.4: entries whose probe fails are selected by nobody.
+#[test]
+fn unhealthy_workloads_are_left_out() {
+    let endpoints = |kind: &str, status: &str| {
+        let selecting = match kind {
+            "Service" => document("Service", "n", "one", "spec: {selector: {app: a}, ports: [{name: http, port: 80}]}"),
+            _ => document(
+                "ServiceEntry",
+                "n",
+                "e",
+                "spec: {hosts: [one.n.svc.cluster.local], workloadSelector: {labels: {app: a}}, \
+                 ports: [{number: 80, name: http}], resolution: STATIC}",
+            ),
+        };
+        let spec = "{hosts: [h.com], gateways: [gw/web], http: [{route: [{destination: {host: one}}]}]}";
+        let entry = |name: &str, address: &str, status: &str| {
+            document("WorkloadEntry", "n", name, &format!("spec: {{address: {address}, labels: {{app: a}}}}{status}"))
+        };
+        let yaml = gateway("gw", "web", SERVER)
+            + &virtual_service("n", "v", spec)
+            + &selecting
+            + &entry("a", "192.0.2.1", "")
+            + &entry("b", "192.0.2.2", status);
+        match &compiled(&yaml).snapshot.clusters.values().next().unwrap().endpoints {
+            Endpoints::Static(endpoints) => endpoints.len(),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (status, expected) in [
+        ("", 2),
+        ("\nstatus: {}", 2),
+        ("\nstatus: {conditions: [{type: Healthy, status: 'True'}]}", 2),
+        ("\nstatus: {conditions: [{type: Healthy, status: Unknown}]}", 2),
+        ("\nstatus: {conditions: [{type: Other, status: 'False'}]}", 2),
+        ("\nstatus: {conditions: [{type: Other, status: 'True'}, {type: Healthy, status: 'False', message: m}]}", 1),
+        ("\nstatus: {conditions: [{type: Healthy, status: False, lastProbeTime: '2026-01-01T00:00:00Z'}]}", 1),
+    ] {
+        for kind in ["Service", "ServiceEntry"] {
+            assert_eq!(endpoints(kind, status), expected, "{kind} {status}");
+        }
+    }
+}
+
 /// §6.5: EndpointSlices, readiness, named ports; a Service without any is a name.
 #[test]
 fn endpoints_of_services() {

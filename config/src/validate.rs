@@ -38,7 +38,7 @@ pub(crate) fn validate(meta: &Meta, spec: &Spec) -> Vec<Finding> {
         Spec::Gateway(spec) => gateway::validate(meta, spec, &mut findings),
         Spec::VirtualService(spec) => virtual_service::validate(spec, &mut findings),
         Spec::DestinationRule(spec) => destination_rule::validate(meta, spec, &mut findings),
-        Spec::ServiceEntry(spec) => service_entry::validate(spec, &mut findings),
+        Spec::ServiceEntry(spec) => service_entry::validate(meta, spec, &mut findings),
         Spec::WorkloadEntry(spec) => service_entry::workload_entry("spec", spec, &mut findings),
         Spec::WorkloadGroup(spec) => {
             if spec.template.is_none() {

@@ -11,7 +11,7 @@ use crate::resource::Meta;
 use crate::resource::destination_rule::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, ConsistentHash, DestinationRule, Distribute, Failover,
     H2UpgradePolicy, LoadBalancerSettings, LocalityLoadBalancerSetting, OutlierDetection, Percentage,
-    PortTrafficPolicy, RetryBudget, Subset, TcpKeepalive, TrafficPolicy, TunnelSettings,
+    PortTrafficPolicy, RetryBudget, Subset, TcpKeepalive, TrafficPolicy, TunnelSettings, ZoneAwareLoadBalancerSetting,
 };
 
 pub(super) fn validate(meta: &Meta, spec: &DestinationRule, findings: &mut Findings) {
@@ -22,8 +22,9 @@ pub(super) fn validate(meta: &Meta, spec: &DestinationRule, findings: &mut Findi
         findings.error("spec.host", format!("`{host}` is no host name"));
     }
     if let Some(policy) = traffic_policy {
-        self::traffic_policy("spec.trafficPolicy", policy, &meta.namespace, findings);
+        self::traffic_policy("spec.trafficPolicy", policy, false, &meta.namespace, findings);
     }
+    let has_outlier = traffic_policy.as_ref().is_some_and(|policy| policy.outlier_detection.is_some());
     let mut names = BTreeSet::new();
     for (index, subset) in subsets.iter().enumerate() {
         let path = format!("spec.subsets[{index}]");
@@ -35,7 +36,8 @@ pub(super) fn validate(meta: &Meta, spec: &DestinationRule, findings: &mut Findi
         }
         labels(&format!("{path}.labels"), selected, findings);
         if let Some(policy) = traffic_policy {
-            self::traffic_policy(&format!("{path}.trafficPolicy"), policy, &meta.namespace, findings);
+            let path = format!("{path}.trafficPolicy");
+            self::traffic_policy(&path, policy, has_outlier, &meta.namespace, findings);
         }
     }
     export_to(exported, false, findings);
@@ -47,7 +49,14 @@ pub(super) fn validate(meta: &Meta, spec: &DestinationRule, findings: &mut Findi
     }
 }
 
-fn traffic_policy(path: &str, policy: &TrafficPolicy, namespace: &str, findings: &mut Findings) {
+/// `inherits_outlier` says that there is outlier detection where the policy has none of its own.
+fn traffic_policy(
+    path: &str,
+    policy: &TrafficPolicy,
+    inherits_outlier: bool,
+    namespace: &str,
+    findings: &mut Findings,
+) {
     let TrafficPolicy {
         load_balancer,
         connection_pool,
@@ -64,7 +73,8 @@ fn traffic_policy(path: &str, policy: &TrafficPolicy, namespace: &str, findings:
     if tunnel.is_some() && proxy_protocol.is_some() {
         findings.error(format!("{path}.proxyProtocol"), "`tunnel` and `proxyProtocol` exclude each other");
     }
-    settings(path, load_balancer.as_ref(), connection_pool.as_ref(), outlier_detection.as_ref(), findings);
+    let blocks = Blocks { load_balancer, connection_pool, outlier_detection };
+    blocks.validate(path, inherits_outlier, findings);
     if let Some(tls) = tls {
         self::tls(&format!("{path}.tls"), tls, namespace, findings);
     }
@@ -79,14 +89,11 @@ fn traffic_policy(path: &str, policy: &TrafficPolicy, namespace: &str, findings:
         }
         port(&format!("{path}.targetPort"), *target_port, findings);
     }
-    if let Some(RetryBudget { percent: Some(percent), .. }) = retry_budget {
-        let value = match percent {
-            Percentage::Number(value) => *value,
-            Percentage::Message(percent) => percent.value,
-        };
-        if !(0.0..=100.0).contains(&value) {
-            findings.error(format!("{path}.retryBudget.percent"), "must be from 0 to 100");
+    if let Some(RetryBudget { percent, min_retry_concurrency: _, budget_interval }) = retry_budget {
+        if let Some(percent) = percent {
+            self::percent(&format!("{path}.retryBudget.percent"), *percent, findings);
         }
+        duration_or_zero(&format!("{path}.retryBudget.budgetInterval"), *budget_interval, findings);
     }
     for (index, level) in port_level_settings.iter().enumerate() {
         let path = format!("{path}.portLevelSettings[{index}]");
@@ -100,28 +107,34 @@ fn traffic_policy(path: &str, policy: &TrafficPolicy, namespace: &str, findings:
         if load_balancer.is_none() && connection_pool.is_none() && outlier_detection.is_none() && tls.is_none() {
             findings.error(&path, "the policy of this port says nothing");
         }
-        settings(&path, load_balancer.as_ref(), connection_pool.as_ref(), outlier_detection.as_ref(), findings);
+        // Nothing is inherited here.
+        Blocks { load_balancer, connection_pool, outlier_detection }.validate(&path, false, findings);
         if let Some(tls) = tls {
             self::tls(&format!("{path}.tls"), tls, namespace, findings);
         }
     }
 }
 
-fn settings(
-    path: &str,
-    load_balancer: Option<&LoadBalancerSettings>,
-    connection_pool: Option<&ConnectionPoolSettings>,
-    outlier_detection: Option<&OutlierDetection>,
-    findings: &mut Findings,
-) {
-    if let Some(balancer) = load_balancer {
-        self::load_balancer(&format!("{path}.loadBalancer"), balancer, outlier_detection.is_some(), findings);
-    }
-    if let Some(pool) = connection_pool {
-        self::connection_pool(&format!("{path}.connectionPool"), pool, findings);
-    }
-    if let Some(outlier) = outlier_detection {
-        self::outlier_detection(&format!("{path}.outlierDetection"), outlier, findings);
+/// What a policy and the settings of a port have in common.
+struct Blocks<'a> {
+    load_balancer: &'a Option<LoadBalancerSettings>,
+    connection_pool: &'a Option<ConnectionPoolSettings>,
+    outlier_detection: &'a Option<OutlierDetection>,
+}
+
+impl Blocks<'_> {
+    fn validate(&self, path: &str, inherits_outlier: bool, findings: &mut Findings) {
+        let Self { load_balancer, connection_pool, outlier_detection } = self;
+        if let Some(balancer) = load_balancer {
+            let has_outlier = inherits_outlier || outlier_detection.is_some();
+            self::load_balancer(&format!("{path}.loadBalancer"), balancer, has_outlier, findings);
+        }
+        if let Some(pool) = connection_pool {
+            self::connection_pool(&format!("{path}.connectionPool"), pool, findings);
+        }
+        if let Some(outlier) = outlier_detection {
+            self::outlier_detection(&format!("{path}.outlierDetection"), outlier, findings);
+        }
     }
 }
 
@@ -146,6 +159,9 @@ fn load_balancer(path: &str, balancer: &LoadBalancerSettings, has_outlier: bool,
     }
     if let Some(locality) = locality_lb_setting {
         self::locality(&format!("{path}.localityLbSetting"), locality, has_outlier, findings);
+    }
+    if let Some(zones) = zone_aware_lb_setting {
+        self::zone_aware(&format!("{path}.zoneAwareLbSetting"), zones, has_outlier, findings);
     }
     duration(&format!("{path}.warmupDurationSecs"), *warmup_duration_secs, findings);
     if let Some(warmup) = warmup {
@@ -204,8 +220,13 @@ fn consistent_hash(path: &str, hash: &ConsistentHash, findings: &mut Findings) {
     if ring_hash.is_some() && maglev.is_some() {
         findings.error(format!("{path}.maglev"), "`ringHash` and `maglev` exclude each other");
     }
-    if *minimum_ring_size != 0 && (ring_hash.is_some() || maglev.is_some()) {
-        findings.error(format!("{path}.minimumRingSize"), "stands beside `ringHash` or `maglev`, which replace it");
+    if *minimum_ring_size != 0 {
+        let path = format!("{path}.minimumRingSize");
+        if ring_hash.is_some() || maglev.is_some() {
+            findings.error(path, "stands beside `ringHash` or `maglev`, which replace it");
+        } else {
+            findings.warning(path, "is deprecated").help("use `ringHash.minimumRingSize`");
+        }
     }
     if let Some(maglev) = maglev
         && (maglev.table_size >= 5_000_011 || !is_prime(maglev.table_size))
@@ -213,6 +234,16 @@ fn consistent_hash(path: &str, hash: &ConsistentHash, findings: &mut Findings) {
         findings
             .error(format!("{path}.maglev.tableSize"), "must be a prime number below 5000011")
             .help("65537 is usual");
+    }
+}
+
+fn percent(path: &str, percent: Percentage, findings: &mut Findings) {
+    let value = match percent {
+        Percentage::Number(value) => value,
+        Percentage::Message(percent) => percent.value,
+    };
+    if !(0.0..=100.0).contains(&value) {
+        findings.error(path, "must be from 0 to 100");
     }
 }
 
@@ -227,6 +258,7 @@ pub(super) fn locality(path: &str, setting: &LocalityLoadBalancerSetting, has_ou
     if !distribute.is_empty() && !failover.is_empty() {
         findings.error(format!("{path}.failover"), "`distribute` and `failover` exclude each other");
     }
+    let sources: Vec<&str> = distribute.iter().map(|entry| entry.from.as_str()).collect();
     for (index, Distribute { from, to }) in distribute.iter().enumerate() {
         let path = format!("{path}.distribute[{index}]");
         for name in std::iter::once(from).chain(to.keys()) {
@@ -236,8 +268,55 @@ pub(super) fn locality(path: &str, setting: &LocalityLoadBalancerSetting, has_ou
                     .help("`region/zone/subzone`, `*` only at the end");
             }
         }
+        if let Some(other) = sources[..index].iter().find(|other| overlap(other, from)) {
+            findings.error(format!("{path}.from"), format!("`{from}` overlaps with `{other}`"));
+        }
+        let names: Vec<&str> = to.keys().map(String::as_str).collect();
+        for (place, name) in names.iter().enumerate() {
+            if let Some(other) = names[..place].iter().find(|other| overlap(other, name)) {
+                findings.error(format!("{path}.to"), format!("`{name}` overlaps with `{other}`"));
+            }
+        }
         weights(&path, to, findings);
     }
+    self::failover(path, failover, failover_priority, has_outlier, findings);
+    if !failover.is_empty() {
+        for (index, label) in failover_priority.iter().enumerate().filter(|(_, label)| is_topology(label)) {
+            let message = format!("`{label}` says what `failover` says");
+            findings.error(format!("{path}.failoverPriority[{index}]"), message);
+        }
+    }
+}
+
+/// Also for the setting of the mesh.
+pub(super) fn zone_aware(
+    path: &str,
+    setting: &ZoneAwareLoadBalancerSetting,
+    has_outlier: bool,
+    findings: &mut Findings,
+) {
+    let ZoneAwareLoadBalancerSetting {
+        enabled: _,
+        min_cluster_size,
+        routing_enabled,
+        fail_traffic_on_panic: _,
+        failover_priority,
+        failover,
+        force_locality_direct_routing: _,
+    } = setting;
+    if *min_cluster_size == Some(0) {
+        findings.error(format!("{path}.minClusterSize"), "must be at least 1");
+    }
+    if let Some(percent) = routing_enabled {
+        self::percent(&format!("{path}.routingEnabled"), *percent, findings);
+    }
+    self::failover(path, failover, failover_priority, has_outlier, findings);
+    for (index, label) in failover_priority.iter().enumerate().filter(|(_, label)| is_topology(label)) {
+        findings.error(format!("{path}.failoverPriority[{index}]"), format!("`{label}` is what zones say already"));
+    }
+}
+
+fn failover(path: &str, failover: &[Failover], priority: &[String], has_outlier: bool, findings: &mut Findings) {
     for (index, Failover { from, to }) in failover.iter().enumerate() {
         let path = format!("{path}.failover[{index}]");
         if from == to {
@@ -247,9 +326,28 @@ pub(super) fn locality(path: &str, setting: &LocalityLoadBalancerSetting, has_ou
             findings.error(&path, "a failover names regions, without zones and `*`");
         }
     }
-    if !has_outlier && (!failover.is_empty() || !failover_priority.is_empty()) {
+    if !has_outlier && (!failover.is_empty() || !priority.is_empty()) {
         findings.warning(path, "failover has no effect without `outlierDetection`");
     }
+}
+
+/// Whether a label of `failoverPriority` is one of region, zone and subzone.
+fn is_topology(label: &str) -> bool {
+    let key = label.split('=').next().unwrap_or_default();
+    matches!(key, "topology.kubernetes.io/region" | "topology.kubernetes.io/zone" | "topology.istio.io/subzone")
+}
+
+/// Whether some place lies in both patterns.
+fn overlap(a: &str, b: &str) -> bool {
+    for (a, b) in a.split('/').zip(b.split('/')) {
+        if a == "*" || b == "*" {
+            return true;
+        }
+        if a != b {
+            return false;
+        }
+    }
+    true
 }
 
 fn weights(path: &str, to: &BTreeMap<String, u32>, findings: &mut Findings) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Findings;
-use super::destination_rule::{connect_timeout, connection_pool, locality, outlier_detection};
+use super::destination_rule::{connect_timeout, connection_pool, locality, outlier_detection, zone_aware};
 use super::primitive::tls_list;
 use crate::resource::mesh_config::{MeshConfig, TlsConfig};
 use crate::resource::proxy_config::{ConnectionSettings, ProxyConfig};
@@ -14,6 +14,9 @@ pub(super) fn validate(spec: &MeshConfig, findings: &mut Findings) {
     if let Some(setting) = &spec.locality_lb_setting {
         // Whether outliers are detected is up to each DestinationRule.
         locality("localityLbSetting", setting, true, findings);
+    }
+    if let Some(setting) = &spec.zone_aware_lb_setting {
+        zone_aware("zoneAwareLbSetting", setting, true, findings);
     }
     if let Some(policy) = &spec.default_traffic_policy {
         if let Some(pool) = &policy.connection_pool {

@@ -6,18 +6,19 @@ use super::primitive::{
     export_to, is_dns_label, is_fqdn, is_ip, is_ip_or_cidr, is_unix_address, is_wildcard_domain, labels, port,
 };
 use super::{Findings, keyed};
-use crate::resource::service_entry::{Resolution, ServiceEntry, ServicePort};
+use crate::resource::Meta;
+use crate::resource::service_entry::{Location, Resolution, ServiceEntry, ServicePort};
 use crate::resource::workload_entry::WorkloadEntry;
 
 const PROTOCOLS: [&str; 12] =
     ["", "HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTP_PROXY", "HTTPS", "TLS", "TCP", "MONGO", "REDIS", "MYSQL"];
 
-pub(super) fn validate(spec: &ServiceEntry, findings: &mut Findings) {
+pub(super) fn validate(meta: &Meta, spec: &ServiceEntry, findings: &mut Findings) {
     let ServiceEntry {
         hosts,
         addresses,
         ports,
-        location: _,
+        location,
         resolution,
         endpoints,
         workload_selector,
@@ -35,6 +36,9 @@ pub(super) fn validate(spec: &ServiceEntry, findings: &mut Findings) {
         }
         if selector.labels.is_empty() {
             findings.warning("spec.workloadSelector", "a selector without labels takes everything in the namespace");
+        }
+        if *resolution == Resolution::None {
+            findings.warning("spec.workloadSelector", "resolution NONE has no endpoints: nothing is selected");
         }
     }
     if hosts.is_empty() {
@@ -54,7 +58,9 @@ pub(super) fn validate(spec: &ServiceEntry, findings: &mut Findings) {
     }
     for (index, address) in addresses.iter().enumerate() {
         let path = format!("spec.addresses[{index}]");
-        if !is_ip_or_cidr(address) {
+        if address.len() > 64 {
+            findings.error(path, "must have at most 64 characters");
+        } else if !is_ip_or_cidr(address) {
             findings.error(path, format!("`{address}` is no IP address or CIDR"));
         } else if address.contains('/') && !matches!(resolution, Resolution::None | Resolution::Static) {
             findings.error(path, "a CIDR is only for resolution NONE and STATIC");
@@ -69,6 +75,23 @@ pub(super) fn validate(spec: &ServiceEntry, findings: &mut Findings) {
         findings.error(format!("spec.ports[{index}].protocol"), message).help("write a ServiceEntry for each host");
     }
     self::resolution(spec, findings);
+    // The label that sends traffic through a waypoint, which would have to resolve names that it never sees.
+    if *resolution == Resolution::DynamicDns
+        && *location == Location::MeshInternal
+        && meta.labels.contains_key("istio.io/use-waypoint")
+    {
+        findings.error("spec.location", "MESH_INTERNAL, DYNAMIC_DNS and a waypoint don't go together");
+    }
+    for (field, number, limit) in [
+        ("hosts", hosts.len(), 256),
+        ("addresses", addresses.len(), 256),
+        ("ports", ports.len(), 256),
+        ("endpoints", endpoints.len(), 4096),
+    ] {
+        if number > limit {
+            findings.error(format!("spec.{field}"), format!("there are {number}, and at most {limit} are allowed"));
+        }
+    }
     export_to(exported, true, findings);
 }
 
@@ -139,6 +162,17 @@ fn resolution(spec: &ServiceEntry, findings: &mut Findings) {
             if !endpoints.is_empty() {
                 findings.error("spec.endpoints", "DYNAMIC_DNS has no endpoints");
             }
+            for (index, port) in spec.ports.iter().enumerate() {
+                let protocol = port.protocol.to_ascii_uppercase();
+                if !matches!(protocol.as_str(), "HTTP" | "HTTP2" | "GRPC" | "TLS") {
+                    findings
+                        .error(
+                            format!("spec.ports[{index}].protocol"),
+                            "DYNAMIC_DNS needs a request that names its host",
+                        )
+                        .help("use one of: HTTP, HTTP2, GRPC, TLS");
+                }
+            }
         }
     }
 }
@@ -206,6 +240,20 @@ fn unix(path: &str, address: &str, endpoint: &WorkloadEntry, findings: &mut Find
 }
 
 fn common(path: &str, endpoint: &WorkloadEntry, findings: &mut Findings) {
+    // Of the CRD.
+    for (field, text, limit) in [
+        ("address", &endpoint.address, 256),
+        ("network", &endpoint.network, 2048),
+        ("locality", &endpoint.locality, 2048),
+        ("serviceAccount", &endpoint.service_account, 253),
+    ] {
+        if text.len() > limit {
+            findings.error(format!("{path}.{field}"), format!("must have at most {limit} characters"));
+        }
+    }
+    if endpoint.ports.len() > 128 {
+        findings.error(format!("{path}.ports"), "there may be at most 128 ports");
+    }
     for (name, number) in &endpoint.ports {
         let path = keyed(&format!("{path}.ports"), name);
         if !is_dns_label(name) {

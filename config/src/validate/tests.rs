@@ -375,12 +375,230 @@ fn rules_of_destination_rules() {
         ],
     );
     let subsets = "{host: a.b, subsets: [<>]}";
-    table(NETWORKING, "DestinationRule", subsets, &[("{name: v1}, {name: v1}", &["E subsets[1].name"])]);
+    table(
+        NETWORKING,
+        "DestinationRule",
+        subsets,
+        &[
+            ("{name: v1}, {name: v1}", &["E subsets[1].name"]),
+            ("{}", &["E subsets[0].name"]),
+            ("null", &["E subsets[0]"]),
+            ("{name: v.1}", &["E subsets[0].name"]),
+            ("{name: v1, labels: {a: 'b c'}}", &["E subsets[0].labels.a"]),
+            ("{name: v1, trafficPolicy: {}}", &["E subsets[0].trafficPolicy"]),
+        ],
+    );
+    table(
+        NETWORKING,
+        "DestinationRule",
+        "{<>}",
+        &[
+            ("", &["E host"]),
+            ("host: 'a b'", &["E host"]),
+            ("host: '*.a.b'", &[]),
+            ("host: a.b, workloadSelector: {matchLabels: {a: '*'}}", &["E workloadSelector.matchLabels.a"]),
+            ("host: a.b, workloadSelector: {matchLabels: {a: b}}, exportTo: ['*']", &["E exportTo"]),
+            ("host: a.b, workloadSelector: {matchLabels: {a: b}}, exportTo: ['.']", &[]),
+            ("host: a.b, exportTo: ['~']", &["E exportTo[0]"]),
+        ],
+    );
+}
+
+/// §10.9: tunnel, proxyProtocol, portLevelSettings, outlierDetection, connectionPool, retryBudget.
+#[test]
+fn rules_of_traffic_policies() {
+    table(
+        NETWORKING,
+        "DestinationRule",
+        "{host: a.b, trafficPolicy: {<>}}",
+        &[
+            ("tunnel: {protocol: GET, targetHost: a, targetPort: 1}", &["E trafficPolicy.tunnel.protocol"]),
+            ("tunnel: {targetHost: a_b, targetPort: 1}", &["E trafficPolicy.tunnel.targetHost"]),
+            ("tunnel: {targetHost: '::1', targetPort: 0}", &["E trafficPolicy.tunnel.targetPort"]),
+            ("tunnel: {protocol: POST, targetHost: '::1', targetPort: 1}", &[]),
+            ("proxyProtocol: {version: V3}", &["E trafficPolicy.proxyProtocol.version"]),
+            ("proxyProtocol: {version: V2}", &[]),
+            ("portLevelSettings: [null]", &["E trafficPolicy.portLevelSettings[0]"]),
+            ("portLevelSettings: [{tls: {}}]", &["E trafficPolicy.portLevelSettings[0].port"]),
+            (
+                "portLevelSettings: [{port: {number: 0}, tls: {}}]",
+                &["E trafficPolicy.portLevelSettings[0].port.number"],
+            ),
+            ("outlierDetection: {interval: 0s}", &["E trafficPolicy.outlierDetection.interval"]),
+            ("outlierDetection: {baseEjectionTime: 1us}", &["E trafficPolicy.outlierDetection.baseEjectionTime"]),
+            ("outlierDetection: {minHealthPercent: -1}", &["E trafficPolicy.outlierDetection.minHealthPercent"]),
+            (
+                "outlierDetection: {consecutiveLocalOriginFailures: 1}",
+                &["E trafficPolicy.outlierDetection.consecutiveLocalOriginFailures"],
+            ),
+            ("outlierDetection: {consecutiveLocalOriginFailures: 1, splitExternalLocalOriginErrors: true}", &[]),
+            ("outlierDetection: {consecutiveErrors: 1}", &["W trafficPolicy.outlierDetection.consecutiveErrors"]),
+            (
+                "outlierDetection: {outlierDetectionHttpErrorCodes: [99, 100, 599, 600]}",
+                &[
+                    "E trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes[0]",
+                    "E trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes[3]",
+                ],
+            ),
+            ("connectionPool: {tcp: {connectTimeout: 0s}}", &["E trafficPolicy.connectionPool.tcp.connectTimeout"]),
+            ("connectionPool: {http: {maxRetries: -1}}", &["E trafficPolicy.connectionPool.http.maxRetries"]),
+            (
+                "connectionPool: {http: {http2KeepAlive: {interval: 1s}}}",
+                &["E trafficPolicy.connectionPool.http.http2KeepAlive.timeout"],
+            ),
+            (
+                "connectionPool: {http: {http2KeepAlive: {timeout: 1s}}}",
+                &["E trafficPolicy.connectionPool.http.http2KeepAlive.interval"],
+            ),
+            ("retryBudget: {percent: 101}", &["E trafficPolicy.retryBudget.percent"]),
+            ("retryBudget: {percent: {value: -1}}", &["E trafficPolicy.retryBudget.percent"]),
+            ("retryBudget: {budgetInterval: 0s}", &[]),
+            ("retryBudget: {budgetInterval: 1us}", &["E trafficPolicy.retryBudget.budgetInterval"]),
+            (
+                "tls: {mode: SIMPLE, credentialName: a, insecureSkipVerify: true}",
+                &["E trafficPolicy.tls.insecureSkipVerify"],
+            ),
+            ("tls: {mode: MUTUAL, privateKey: a}", &["E trafficPolicy.tls.clientCertificate"]),
+        ],
+    );
+}
+
+/// §10.9: loadBalancer.
+#[test]
+fn rules_of_load_balancers() {
+    table(
+        NETWORKING,
+        "DestinationRule",
+        "{host: a.b, trafficPolicy: {loadBalancer: {<>}}}",
+        &[
+            (
+                "consistentHash: {httpCookie: {ttl: 1s}}",
+                &["E trafficPolicy.loadBalancer.consistentHash.httpCookie.name"],
+            ),
+            (
+                "consistentHash: {httpCookie: {name: c, attributes: [{name: a}, {name: ''}, {name: a}]}}",
+                &[
+                    "E trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes[1].name",
+                    "E trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes[2].name",
+                ],
+            ),
+            (
+                "consistentHash: {useSourceIp: true, httpHeaderName: a}",
+                &["E trafficPolicy.loadBalancer.consistentHash"],
+            ),
+            (
+                "consistentHash: {useSourceIp: true, minimumRingSize: 1}",
+                &["W trafficPolicy.loadBalancer.consistentHash.minimumRingSize"],
+            ),
+            (
+                "consistentHash: {useSourceIp: true, minimumRingSize: 1, ringHash: {}}",
+                &["E trafficPolicy.loadBalancer.consistentHash.minimumRingSize"],
+            ),
+            (
+                "consistentHash: {useSourceIp: true, maglev: {}}",
+                &["E trafficPolicy.loadBalancer.consistentHash.maglev.tableSize"],
+            ),
+            (
+                "consistentHash: {useSourceIp: true, maglev: {tableSize: 5000011}}",
+                &["E trafficPolicy.loadBalancer.consistentHash.maglev.tableSize"],
+            ),
+            ("warmup: {}", &["E trafficPolicy.loadBalancer.warmup.duration"]),
+            ("warmup: {duration: 0s}", &["E trafficPolicy.loadBalancer.warmup.duration"]),
+            ("warmup: {duration: 1s, minimumPercent: 101}", &["E trafficPolicy.loadBalancer.warmup.minimumPercent"]),
+            ("warmup: {duration: 1s, aggression: 0}", &["E trafficPolicy.loadBalancer.warmup.aggression"]),
+            ("warmup: {duration: 1s}, warmupDurationSecs: 1s", &["E trafficPolicy.loadBalancer.warmupDurationSecs"]),
+            ("warmupDurationSecs: 0s", &["E trafficPolicy.loadBalancer.warmupDurationSecs"]),
+            ("localityLbSetting: {}, zoneAwareLbSetting: {}", &["E trafficPolicy.loadBalancer.zoneAwareLbSetting"]),
+            (
+                "zoneAwareLbSetting: {minClusterSize: 0}",
+                &["E trafficPolicy.loadBalancer.zoneAwareLbSetting.minClusterSize"],
+            ),
+            (
+                "zoneAwareLbSetting: {routingEnabled: 101}",
+                &["E trafficPolicy.loadBalancer.zoneAwareLbSetting.routingEnabled"],
+            ),
+            (
+                "zoneAwareLbSetting: {failover: [{from: a, to: a}], failoverPriority: [topology.kubernetes.io/zone]}",
+                &[
+                    "E trafficPolicy.loadBalancer.zoneAwareLbSetting.failover[0]",
+                    "W trafficPolicy.loadBalancer.zoneAwareLbSetting",
+                    "E trafficPolicy.loadBalancer.zoneAwareLbSetting.failoverPriority[0]",
+                ],
+            ),
+        ],
+    );
+    table(
+        NETWORKING,
+        "DestinationRule",
+        "{host: a.b, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {<>}}}}",
+        &[
+            (
+                "distribute: [{from: a, to: {a: 100}}], failover: [{from: a, to: b}]",
+                &["E trafficPolicy.loadBalancer.localityLbSetting.failover"],
+            ),
+            ("distribute: [{from: a/*, to: {a/b: 80, a/c/*: 20}}]", &[]),
+            (
+                "distribute: [{from: a, to: {a: 0, b: 100}}]",
+                &["E trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to"],
+            ),
+            (
+                "distribute: [{from: a, to: {a: 50, b: 49}}]",
+                &["E trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to"],
+            ),
+            (
+                "distribute: [{from: a, to: {a: 50, a/b: 50}}]",
+                &["E trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to"],
+            ),
+            (
+                "distribute: [{from: a, to: {a/*: 50, a/b/c: 50}}]",
+                &["E trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to"],
+            ),
+            (
+                "distribute: [{from: a/b, to: {a: 100}}, {from: a, to: {a: 100}}]",
+                &["E trafficPolicy.loadBalancer.localityLbSetting.distribute[1].from"],
+            ),
+            (
+                "distribute: [{from: a//c, to: {a: 100}}]",
+                &["E trafficPolicy.loadBalancer.localityLbSetting.distribute[0]"],
+            ),
+            (
+                "distribute: [{from: '*/b', to: {a: 100}}]",
+                &["E trafficPolicy.loadBalancer.localityLbSetting.distribute[0]"],
+            ),
+            ("failover: [{from: a, to: a}]", &["E trafficPolicy.loadBalancer.localityLbSetting.failover[0]"]),
+            ("failover: [{from: a/b, to: c}]", &["E trafficPolicy.loadBalancer.localityLbSetting.failover[0]"]),
+            ("failover: [{from: a, to: '*'}]", &["E trafficPolicy.loadBalancer.localityLbSetting.failover[0]"]),
+            ("failoverPriority: [topology.kubernetes.io/region, x]", &[]),
+            ("failover: [{from: a, to: b}], failoverPriority: [x]", &[]),
+            (
+                "failover: [{from: a, to: b}], failoverPriority: [x, topology.kubernetes.io/region=c]",
+                &["E trafficPolicy.loadBalancer.localityLbSetting.failoverPriority[1]"],
+            ),
+        ],
+    );
+    // Failover needs ejections, which a subset inherits and a port doesn't.
+    let failover = "loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}]}}";
+    let frame = format!(
+        "{{host: a.b, trafficPolicy: {{connectionPool: {{tcp: {{}}}}<>}}, \
+                         subsets: [{{name: v1, trafficPolicy: {{{failover}}}}}]}}"
+    );
+    let port = format!(", outlierDetection: {{}}, portLevelSettings: [{{port: {{number: 1}}, {failover}}}]");
+    table(
+        NETWORKING,
+        "DestinationRule",
+        &frame,
+        &[
+            ("", &["W subsets[0].trafficPolicy.loadBalancer.localityLbSetting"]),
+            (", outlierDetection: {}", &[]),
+            (&port, &["W trafficPolicy.portLevelSettings[0].loadBalancer.localityLbSetting"]),
+        ],
+    );
 }
 
 #[test]
 fn rules_of_service_entries() {
     let port = "ports: [{number: 80, name: http, protocol: HTTP}]";
+    let address = "{address: 10.0.0.1}";
     let rows: &[(String, &[&str])] = &[
         (format!("{port}, resolution: DNS"), &["E hosts"]),
         (format!("hosts: ['*'], {port}"), &["E hosts[0]"]),
@@ -409,10 +627,91 @@ fn rules_of_service_entries() {
             &["E ports[0].protocol"],
         ),
         (format!("hosts: [a.b], {port}, resolution: DYNAMIC_DNS"), &["E hosts[0]"]),
+        (format!("hosts: ['*.a.b', '*c.d'], {port}, resolution: DYNAMIC_DNS"), &[]),
+        (format!("hosts: ['*.a.b'], {port}, resolution: DYNAMIC_DNS, addresses: [10.0.0.1]"), &["E addresses"]),
+        (format!("hosts: ['*.a.b'], {port}, resolution: DYNAMIC_DNS, endpoints: [{address}]"), &["E endpoints"]),
+        (
+            "hosts: ['*.a.b'], resolution: DYNAMIC_DNS, ports: [{number: 1, name: a, protocol: TLS}, \
+             {number: 2, name: b, protocol: grpc}, {number: 3, name: c, protocol: HTTP2}, \
+             {number: 4, name: d, protocol: HTTPS}, {number: 5, name: e, protocol: TCP}, {number: 6, name: f}]"
+                .into(),
+            &["E ports[3].protocol", "E ports[4].protocol", "E ports[5].protocol"],
+        ),
+        (format!("hosts: ['*c.d'], {port}"), &["W hosts[0]"]),
+        (format!("hosts: ['a b'], {port}"), &["E hosts[0]"]),
+        (format!("hosts: [a.b], {port}, resolution: SOMEHOW"), &["E resolution"]),
+        (format!("hosts: [a.b], {port}, workloadSelector: {{labels: {{a: b}}}}"), &["W workloadSelector"]),
+        (format!("hosts: [a.b], {port}, resolution: STATIC, workloadSelector: {{}}"), &["W workloadSelector"]),
+        (
+            format!("hosts: [a.b], {port}, resolution: STATIC, workloadSelector: {{labels: {{a: 'b*'}}}}"),
+            &["E workloadSelector.labels.a"],
+        ),
+        (
+            format!(
+                "hosts: [a.b], {port}, resolution: STATIC, workloadSelector: {{labels: {{a: b}}}}, endpoints: [{address}]"
+            ),
+            &["E endpoints"],
+        ),
+        (format!("hosts: [a.b], {port}, addresses: [nowhere]"), &["E addresses[0]"]),
+        (format!("hosts: [a.b], {port}, addresses: [{}]", "1".repeat(65)), &["E addresses[0]"]),
+        (
+            format!("hosts: [a.b], {port}, resolution: DNS_ROUND_ROBIN, endpoints: [{address}, {{address: c.d}}]"),
+            &["E endpoints"],
+        ),
+        (format!("hosts: [a.b], {port}, resolution: DNS, endpoints: [{{address: a_b}}]"), &["E endpoints[0].address"]),
+        (
+            "hosts: [a.b], ports: [{number: 0, name: a_b, targetPort: 65536}]".into(),
+            &["E ports[0].number", "E ports[0].name", "E ports[0].targetPort"],
+        ),
+        (
+            format!(
+                "hosts: [{}], {port}, resolution: DNS",
+                (0..257).map(|number| format!("a{number}.b")).collect::<Vec<_>>().join(", ")
+            ),
+            &["E hosts"],
+        ),
         (format!("hosts: [a.b], {port}, exportTo: ['~']"), &[]),
     ];
     for (row, expected) in rows {
         table(NETWORKING, "ServiceEntry", "{<>}", &[(row, expected)]);
+    }
+    let waypoint = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a, labels: \
+                    {istio.io/use-waypoint: w}}\nspec: {hosts: ['*.a.b'], location: MESH_INTERNAL, resolution: DYNAMIC_DNS, \
+                    ports: [{number: 80, name: http, protocol: HTTP}]}\n";
+    let findings = |text: &str| -> Vec<String> {
+        let parsed = parse_text("t.yaml", text);
+        parsed.iter().flat_map(|parsed| &parsed.diagnostics).map(|found| found.path.clone()).collect()
+    };
+    assert_eq!(findings(waypoint), ["spec.location"]);
+    assert_eq!(findings(&waypoint.replace("MESH_INTERNAL", "MESH_EXTERNAL")), [""; 0]);
+}
+
+/// §10.11.
+#[test]
+fn rules_of_workload_entries() {
+    let long = |length: usize| "a".repeat(length);
+    let ports = |number: u32| (1..=number).map(|port| format!("p{port}: {port}")).collect::<Vec<_>>().join(", ");
+    let rows: &[(String, &[&str])] = &[
+        (String::new(), &["E address"]),
+        ("network: n".into(), &["W address"]),
+        ("address: a.b".into(), &[]),
+        ("address: '::1', locality: a/b/c, labels: {a: b}, serviceAccount: s, weight: 0".into(), &[]),
+        ("address: a_b".into(), &["E address"]),
+        ("address: 'unix:///run/s'".into(), &[]),
+        ("address: 'unix://@s'".into(), &[]),
+        ("address: 'unix://s'".into(), &["E address"]),
+        ("address: 'unix:///run/s', ports: {a: 1}".into(), &["E ports"]),
+        ("address: a.b, ports: {a_b: 1, c: 0}".into(), &["E ports.a_b", "E ports.c"]),
+        ("address: a.b, labels: {a: 'b c'}".into(), &["E labels.a"]),
+        (format!("address: 'unix:///{}'", long(250)), &["E address"]),
+        (format!("address: a.b, network: {}, locality: {}", long(2048), long(2048)), &[]),
+        (format!("address: a.b, network: {}, locality: {}", long(2049), long(2049)), &["E network", "E locality"]),
+        (format!("address: a.b, serviceAccount: {}", long(254)), &["E serviceAccount"]),
+        (format!("address: a.b, ports: {{{}}}", ports(128)), &[]),
+        (format!("address: a.b, ports: {{{}}}", ports(129)), &["E ports"]),
+    ];
+    for (row, expected) in rows {
+        table(NETWORKING, "WorkloadEntry", "{<>}", &[(row, expected)]);
     }
 }
 

@@ -128,6 +128,7 @@ fn priorities_by_labels() {
         ("[disk]", "", vec![0, 0, 0, 0]),
         ("[topology.istio.io/subzone, disk=ssd]", "", vec![1, 1, 1, 0]),
         ("[topology.istio.io/cluster, disk=ssd]", "", vec![0, 1, 0, 0]),
+        ("[topology.kubernetes.io/region=d, rack]", "", vec![0, 0, 0, 0]),
         // With `failover`, distance decides among those that labels hold for equal.
         ("[disk=ssd]", ", failover: [{from: a, to: d}]", vec![1, 2, 1, 0]),
     ] {
@@ -156,8 +157,8 @@ fn shares_of_localities() {
         ("[{from: 'a/b/*', to: {a/b/c: 99, g: 1}}]", vec![(1, 0), (3, 0), (5, 1)], vec![99, 1]),
         // 4/7, 1/7, 1/7 and 1/7 of 100; the endpoint without a locality is in `*`, too.
         ("[{from: a, to: {'*': 100}}]", vec![(1, 1), (2, 2), (3, 1), (4, 3), (5, 4), (6, 0)], vec![13, 50, 13, 13, 13]),
-        // The first that matches us.
-        ("[{from: x, to: {g: 100}}, {from: a/b/c, to: {d: 100}}, {from: a, to: {g: 100}}]", vec![(4, 0)], vec![100]),
+        // The one that matches us.
+        ("[{from: x, to: {g: 100}}, {from: a/b, to: {d: 100}}, {from: a/x, to: {g: 100}}]", vec![(4, 0)], vec![100]),
         ("[{from: a/b/c, to: {nowhere: 100}}]", vec![], vec![]),
         // None: nothing happens.
         ("[{from: x, to: {g: 100}}]", vec![(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (6, 0)], vec![]),

@@ -190,7 +190,8 @@ impl Memo {
                         Err(missing) => context.report_missing(reference, *missing, is_stream, &mut report),
                         Ok(cluster) => {
                             if !made.is_passthrough(cluster) {
-                                report_empty_subset(reference, cluster, is_stream, &mut report);
+                                let is_dynamic = made.service.as_ref().is_some_and(|service| service.is_dynamic());
+                                report_empty_subset(reference, cluster, is_dynamic, is_stream, &mut report);
                             }
                             report_no_server_name(reference, cluster, is_stream, &mut report);
                         }
@@ -438,7 +439,13 @@ impl Context<'_> {
 }
 
 /// Names a subset that no endpoint has the labels of (IST0173).
-fn report_empty_subset(reference: &ClusterReference, cluster: &Cluster, is_stream: bool, report: &mut Report) {
+fn report_empty_subset(
+    reference: &ClusterReference,
+    cluster: &Cluster,
+    is_dynamic: bool,
+    is_stream: bool,
+    report: &mut Report,
+) {
     let ClusterReference { host, subset, resource, path, .. } = reference;
     if subset.is_empty() || !matches!(&cluster.endpoints, Endpoints::Static(endpoints) if endpoints.is_empty()) {
         return;
@@ -447,9 +454,12 @@ fn report_empty_subset(reference: &ClusterReference, cluster: &Cluster, is_strea
     let field = spec.name(path);
     let loss = if is_stream { "connections are reset, UH" } else { "requests answer 503, UH" };
     let message = format!("no known endpoint of {host} has the labels of subset \"{subset}\" ({loss})");
-    let help = "labels come from WorkloadEntries, ServiceEntries and EndpointSlices; Pods are not read".to_owned();
+    let help = match is_dynamic {
+        true => "hosts that are resolved on demand have no labels: leave the subset out",
+        false => "labels come from WorkloadEntries, ServiceEntries and EndpointSlices; Pods are not read",
+    };
     let code = Code::DestinationRuleSubsetNotSelectPods;
-    report.add(Severity::Warning, code, field.name("subset"), message, Some(help));
+    report.add(Severity::Warning, code, field.name("subset"), message, Some(help.to_owned()));
 }
 
 /// Says that the server name of raw TCP can't be taken from a request.

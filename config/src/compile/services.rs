@@ -197,6 +197,11 @@ impl Service {
         self.ports.iter().find(|port| port.number == number)
     }
 
+    /// Whether its endpoints are what requests ask for, which have no labels.
+    pub(super) fn is_dynamic(&self) -> bool {
+        matches!(self.backends, Backends::Dynamic { .. })
+    }
+
     /// The endpoints of `port` whose labels hold `subset`, as `place` puts them; with the shares of their groups. `None`
     /// if there can't be any, so that there is no cluster.
     pub(super) fn endpoints(

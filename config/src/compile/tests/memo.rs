@@ -308,6 +308,45 @@ fn tls_of_a_cluster_stays_when_its_endpoints_change() {
     assert!(Arc::ptr_eq(&tls(&before), &tls(&after)));
 }
 
+#[test]
+fn outlier_detection_of_a_cluster_stays_when_its_endpoints_change() {
+    let entry = |address: &str, locality: &str| {
+        let spec = format!(
+            "spec: {{hosts: [s.com], ports: [{{number: 80, name: http}}], resolution: STATIC, \
+             endpoints: [{{address: {address}, locality: {locality}}}]}}"
+        );
+        document("ServiceEntry", "n", "s", &spec)
+    };
+    let route = virtual_service(
+        "n",
+        "v",
+        "{hosts: [h.com], gateways: [gw/web], http: [{route: [{destination: {host: s.com}}]}]}",
+    );
+    let mesh = |policy: &str| mesh_config(&format!("defaultTrafficPolicy: {{outlierDetection: {policy}}}"));
+    let mut directory = Directory::new(&[
+        ("web.yaml", WEB),
+        ("route.yaml", &route),
+        ("entry.yaml", &entry("192.0.2.1", "a")),
+        ("mesh.yaml", &mesh("{}")),
+    ]);
+    let cluster = |snapshot: &Snapshot| Arc::clone(snapshot.clusters.values().next().unwrap());
+    let before = cluster(&directory.load());
+    for (address, locality) in [("192.0.2.2", "a"), ("192.0.2.2", "b")] {
+        directory.write("entry.yaml", &entry(address, locality));
+        let after = cluster(&directory.load());
+        assert_ne!(before, after);
+        let detection = |cluster: &crate::snapshot::cluster::Cluster| cluster.outlier_detection.clone().unwrap();
+        assert!(Arc::ptr_eq(&detection(&before), &detection(&after)));
+    }
+    // The mesh's defaults are defaults of every cluster.
+    directory.write("mesh.yaml", &mesh("{consecutive5xxErrors: 7}"));
+    assert_eq!(cluster(&directory.load()).outlier_detection.as_ref().unwrap().consecutive_5xx, 7);
+    directory.write("mesh.yaml", &mesh_config("localityLbSetting: {distribute: [{from: '*', to: {b: 100}}]}"));
+    assert_eq!(cluster(&directory.load()).balancing.groups.to_vec(), [100]);
+    directory.write("mesh.yaml", &mesh_config("localityLbSetting: {enabled: false}"));
+    assert!(cluster(&directory.load()).balancing.groups.is_empty());
+}
+
 /// Documents in several versions; a step of a history picks one version of each, or none.
 fn versions() -> Vec<Vec<Arc<Resource>>> {
     let rule = |name: &str, host: &str, more: &str, action: &str| {
@@ -318,8 +357,24 @@ fn versions() -> Vec<Vec<Arc<Resource>>> {
     };
     let respond = |status: u16| format!("directResponse: {{status: {status}}}");
     let to = |host: &str| format!("route: [{{destination: {{host: {host}}}}}]");
-    let service =
-        |port: u16| document("Service", "n", "s", &format!("spec: {{ports: [{{name: http, port: {port}}}]}}"));
+    let service = |port: u16| {
+        document(
+            "Service",
+            "n",
+            "s",
+            &format!(
+                "spec: {{selector: {{app: s}}, trafficDistribution: {}, ports: [{{name: http, port: {port}}}]}}",
+                if port == 1 { "''" } else { "PreferClose" }
+            ),
+        )
+    };
+    let slice = |zone: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, namespace: n, \
+             labels: {{kubernetes.io/service-name: s}}}}\naddressType: IPv4\nports: [{{name: http, port: 8080}}]\n\
+             endpoints: [{{addresses: [192.0.2.1], zone: b}}, {{addresses: [192.0.2.2], zone: {zone}}}]\n---\n"
+        )
+    };
     let destination_rule = |spec: &str| document("DestinationRule", "n", "r", &format!("spec: {spec}"));
     let catch_all =
         "{hosts: [one.com, '*.two.com'], gateways: [gw/web, gw/xeb], http: [{directResponse: {status: 299}}]}";
@@ -377,7 +432,50 @@ fn versions() -> Vec<Vec<Arc<Resource>>> {
             destination_rule(
                 "{host: s, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 5s}}, tls: {mode: SIMPLE}}}",
             ),
+            destination_rule(
+                "{host: s, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}, proxyProtocol: {}, \
+                 portLevelSettings: [{port: {number: 2}, loadBalancer: {simple: PASSTHROUGH}}]}}",
+            ),
+            destination_rule(
+                "{host: s, trafficPolicy: {tunnel: {targetHost: t.com, targetPort: 1}, outlierDetection: {}, \
+                 loadBalancer: {warmup: {duration: 1s}, localityLbSetting: {failoverPriority: [version]}}}}",
+            ),
+            destination_rule(
+                "{host: s, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: a, to: {a: 100}}]}}}}",
+            ),
+            destination_rule("{host: '*.dynamic.com', trafficPolicy: {tls: {mode: SIMPLE, sni: fixed.com}}}"),
         ],
+        vec![slice("b"), slice("x")],
+        vec![
+            document(
+                "WorkloadEntry",
+                "n",
+                "w",
+                "spec: {address: 192.0.2.8, labels: {app: s, version: v1}, locality: d}",
+            ),
+            document(
+                "WorkloadEntry",
+                "n",
+                "w",
+                "spec: {address: 192.0.2.8, labels: {app: s}}\nstatus: {conditions: [{type: Healthy, status: 'False'}]}",
+            ),
+        ],
+        vec![
+            document(
+                "ServiceEntry",
+                "n",
+                "dynamic",
+                "spec: {hosts: ['*.dynamic.com'], ports: [{number: 443, name: tls, protocol: TLS}], resolution: DYNAMIC_DNS}",
+            ),
+            document(
+                "ServiceEntry",
+                "n",
+                "dynamic",
+                "spec: {hosts: ['*.dynamic.com'], ports: [{number: 443, name: tls, protocol: TLS}], resolution: STATIC, \
+                 workloadSelector: {labels: {app: s}}}",
+            ),
+        ],
+        vec![rule("d", "four.com", "", &to("'*.dynamic.com'"))],
         vec![
             tls_gateway("a", "{mode: SIMPLE, credentialName: a}", "[a.com, '*.b.com']"),
             tls_gateway("a", "{mode: MUTUAL, credentialName: a}", "[a.com, '*.b.com']"),
@@ -390,7 +488,13 @@ fn versions() -> Vec<Vec<Arc<Resource>>> {
         ],
         vec![virtual_service("n", "streams", &streams("a.com")), virtual_service("n", "streams", &streams("c.com"))],
         vec![secret("1"), secret("2")],
-        vec![mesh("{}"), mesh("{cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]}")],
+        vec![
+            mesh("{}"),
+            mesh("{cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]}"),
+            mesh_config("defaultTrafficPolicy: {outlierDetection: {}}"),
+            mesh_config("localityLbSetting: {distribute: [{from: a, to: {a/b: 80, d: 20}}]}"),
+            mesh_config("localityLbSetting: {enabled: false}"),
+        ],
     ];
     let resource = |text: &String| {
         let directory = tempfile::tempdir().unwrap();
@@ -415,8 +519,9 @@ fn any_history_leads_to_what_a_fresh_compile_gives() {
 
     let versions = versions();
     // Which document changes, and to which version; 0 removes it.
-    let step = prop::collection::vec((0..versions.len(), 0..5_usize), 1..4);
-    let options = Options::default();
+    let most = versions.iter().map(Vec::len).max().unwrap();
+    let step = prop::collection::vec((0..versions.len(), 0..=most), 1..4);
+    let options = Options { locality: Some("a/b/c".to_owned()), ..Options::default() };
     let config = Config { cases: 150, failure_persistence: None, ..Config::default() };
     TestRunner::new(config)
         .run(&prop::collection::vec(step, STEPS), |history| {

@@ -337,16 +337,12 @@ impl Context<'_> {
         let (identity, port_protocol, (endpoints, groups)) = match service {
             Some(service) => {
                 let ServicePort { protocol, .. } = service.port(*port).ok_or(Missing::Port)?;
-                let endpoints = if policy.load_balancer.is_some_and(balancing::is_passthrough) {
-                    (Endpoints::Static(Arc::default()), Arc::default())
-                } else {
-                    let setting = policy.load_balancer.and_then(|settings| settings.locality_lb_setting.as_ref());
-                    let distribution = service.traffic_distribution;
-                    let strategy =
-                        Strategy::new(setting, distribution, defaults.locality.as_ref(), outlier_detection.is_some());
-                    let place = |backends: &[&Backend]| strategy.place(backends, self.options);
-                    service.endpoints(*port, &labels, place).ok_or(Missing::Endpoints)?
-                };
+                let setting = policy.load_balancer.and_then(|settings| settings.locality_lb_setting.as_ref());
+                let distribution = service.traffic_distribution;
+                let strategy =
+                    Strategy::new(setting, distribution, defaults.locality.as_ref(), outlier_detection.is_some());
+                let place = |backends: &[&Backend]| strategy.place(backends, self.options);
+                let endpoints = service.endpoints(*port, &labels, place).ok_or(Missing::Endpoints)?;
                 (Arc::clone(&service.identity), *protocol, endpoints)
             }
             // The name that an ExternalName stands for needs no ServiceEntry to be resolved.
@@ -363,6 +359,12 @@ impl Context<'_> {
         if port_protocol == Protocol::Udp {
             return Err(Missing::Port);
         }
+        let (endpoints, groups) = match policy.load_balancer {
+            Some(settings) if balancing::is_passthrough(settings) => {
+                (Endpoints::Static(Arc::default()), Arc::default())
+            }
+            _ => (endpoints, groups),
+        };
         let pool = policy.connection_pool.or(defaults.connection_pool.as_ref());
         let protocol = upstream_protocol(port_protocol, pool, defaults);
         let hash_keys = || balancing::hash_keys(rule, *port, subset);

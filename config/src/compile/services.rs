@@ -212,9 +212,11 @@ impl Service {
     ) -> Option<(Endpoints, Arc<[u32]>)> {
         let target = |backend: &Backend| backend.ports.iter().find(|(number, _)| *number == port).map(|port| port.1);
         let chosen = self.backends.list().iter().filter(|backend| backend.has_labels(subset));
+        let chosen = chosen.filter(|backend| self.backends.can_reach(&backend.address));
+        let most = if matches!(self.backends, Backends::LogicalDns(_)) { 1 } else { usize::MAX };
         let (chosen, ports): (Vec<&Backend>, Vec<u16>) =
-            chosen.filter_map(|backend| Some((backend, target(backend)?))).unzip();
-        let has_any = chosen.iter().any(|backend| matches!(backend.address, Address::Ip(_) | Address::Name(_)));
+            chosen.filter_map(|backend| Some((backend, target(backend)?))).take(most).unzip();
+        let has_any = !chosen.is_empty();
         let Places { places, groups } = match &self.backends {
             // Nothing is known of where it is, so that it would count as far away from everywhere.
             Backends::ServiceName(_) => Places { places: vec![Some((0, 0)); chosen.len()], groups: Arc::default() },
@@ -273,6 +275,14 @@ impl Backends {
         match self {
             Self::Known(list) | Self::StrictDns(list) | Self::LogicalDns(list) | Self::ServiceName(list) => list,
             Self::Dynamic { .. } => &[],
+        }
+    }
+
+    /// Whether an endpoint with this address may be one of them.
+    fn can_reach(&self, address: &Address) -> bool {
+        match self {
+            Self::Known(_) => !matches!(address, Address::Name(_)),
+            _ => matches!(address, Address::Ip(_) | Address::Name(_)),
         }
     }
 

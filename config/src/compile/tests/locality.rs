@@ -265,6 +265,41 @@ fn precedence() {
     assert_eq!(found(&plain, &default), [1, 0, 0, 1]);
 }
 
+/// The annotation counts on a ServiceEntry, too, and on names to be resolved.
+#[test]
+fn service_entries_wish() {
+    let endpoints = in_localities(&EVERYWHERE);
+    let annotated = |word: &str| {
+        let metadata = "metadata: {name: s, namespace: n";
+        let annotation = format!("{metadata}, annotations: {{networking.istio.io/traffic-distribution: {word}}}");
+        route_to("host: s.com") + &entry("resolution: STATIC", &endpoints).replace(metadata, &annotation)
+    };
+    assert_eq!(priorities(&cluster(&annotated("PreferClose"), &here())), [3, 2, 1, 0, 3]);
+    assert_eq!(priorities(&cluster(&annotated("Any"), &here())), [0, 0, 0, 0, 0]);
+}
+
+/// Of several endpoints DNS_ROUND_ROBIN takes one, which stands for itself.
+#[test]
+fn a_single_name_has_no_rivals() {
+    let workload = |name: &str, locality: &str| {
+        let spec = format!("spec: {{address: {name}.com, labels: {{app: s}}, locality: {locality}}}");
+        document("WorkloadEntry", "n", name, &spec)
+    };
+    let entry = "spec: {hosts: [s.com], ports: [{number: 80, name: http}], resolution: DNS_ROUND_ROBIN, \
+                 workloadSelector: {labels: {app: s}}}";
+    let yaml = route_to("host: s.com")
+        + &document("ServiceEntry", "n", "s", entry)
+        + &workload("a", "d")
+        + &workload("b", "a/b/c");
+    let place = |policy: &str| match &cluster(&(yaml.clone() + &rule(policy)), &here()).endpoints {
+        Endpoints::LogicalDns(name) => Some((name.host.to_string(), name.placement.priority)),
+        Endpoints::Static(none) if none.is_empty() => None,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(place("outlierDetection: {}"), Some(("a.com".to_owned(), 0)));
+    assert_eq!(place(&setting("distribute: [{from: a, to: {a: 100}}]")), None);
+}
+
 /// §6.3, and what Kubernetes says of its endpoints.
 #[test]
 fn localities_of_endpoints() {

@@ -7,6 +7,7 @@
 mod clusters;
 mod delegates;
 mod destination_rules;
+mod egress;
 mod host;
 mod listeners;
 mod locality;
@@ -71,6 +72,7 @@ pub struct Memo {
     destination_rules: destination_rules::Memo,
     servers: servers::Memo,
     virtual_services: virtual_services::Memo,
+    egress: Option<Arc<egress::Egress>>,
     clusters: clusters::Memo,
     listeners: listeners::Memo,
     secrets: secrets::Memo,
@@ -95,8 +97,10 @@ pub fn compile(input: Input<'_>, options: &Options, memo: &mut Memo) -> Compiled
     let virtual_services = virtual_services::Context { world: &world, options, mesh: &mesh, registry: &registry };
     let routes = virtual_services::compile(&virtual_services, &servers, &mut memo.virtual_services, &mut report);
     let destinations = clusters::Context { options, mesh: &mesh, registry: &registry, rules: &rules };
-    let clusters = clusters::compile(&destinations, &routes, &mut memo.clusters, &mut report);
-    let listeners = listeners::Context { options, destinations: &destinations };
+    let egress = egress::gather(&servers, &registry, &mesh, &options.namespace, &mut memo.egress);
+    let egress = egress.as_deref();
+    let clusters = clusters::compile(&destinations, &routes, egress, &mut memo.clusters, &mut report);
+    let listeners = listeners::Context { options, destinations: &destinations, egress };
     let listeners = listeners::compile(&listeners, &servers.list, &routes, &mut memo.listeners, &mut report);
     let secrets = secrets::gather(&world, &options.namespace, &mut memo.secrets);
     let credentials = memo.credentials.join(&servers, &clusters.credentials);

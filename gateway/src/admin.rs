@@ -81,6 +81,13 @@ pub struct Addresses {
     pub metrics: Option<SocketAddr>,
 }
 
+impl Addresses {
+    /// Their port numbers.
+    pub fn ports(&self) -> Vec<u16> {
+        [self.admin, self.status, self.metrics].into_iter().flatten().map(|address| address.port()).collect()
+    }
+}
+
 /// A port that can't be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("can't open the {name} port {address}: {source}")]
@@ -182,7 +189,7 @@ fn readiness(admin: &Admin, name_it: bool) -> Response {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    text(StatusCode::OK, admin.gateway.telemetry.expose())
+    text(StatusCode::OK, admin.gateway.metrics_page())
 }
 
 async fn config_status(State(admin): State<Arc<Admin>>) -> Response {

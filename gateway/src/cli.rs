@@ -22,6 +22,7 @@ use gateway::listener::DefaultAddresses;
 use gateway::tls::credentials::{IdentityPlaces, Places};
 use gateway::tls::handshakes::HandshakeLimits;
 use gateway::{Options, Shutdown, StartFailure, demo, echo};
+use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use value::{KeyValue, NameServer, Port, PortMapping};
@@ -150,6 +151,10 @@ struct NetworkArgs {
     /// Answer 421 to requests whose host belongs to another TLS server of the port; Istio's gateway answers 404
     #[arg(long, env = "FAIRLEAD_STRICT_SNI")]
     strict_sni: bool,
+    /// Addresses beyond public ones that hosts which clients choose may stand for: wildcard ServiceEntries with DYNAMIC_DNS
+    /// and forward proxies with ALLOW_ANY; may be repeated
+    #[arg(long, value_name = "CIDR", env = "FAIRLEAD_EGRESS_ALLOW", value_delimiter = ',')]
+    egress_allow: Vec<IpNet>,
     /// TLS handshakes under way at once on each worker; one more cuts the oldest
     #[arg(long, value_name = "N", env = "FAIRLEAD_MAX_HANDSHAKES", default_value_t = DEFAULT_MAX_HANDSHAKES)]
     max_handshakes: NonZeroUsize,
@@ -295,6 +300,7 @@ impl RunArgs {
             workers,
             http2_websocket,
             strict_sni,
+            egress_allow,
             max_handshakes,
             name_server,
             ready_file,
@@ -318,6 +324,7 @@ impl RunArgs {
             own_address: value::from_environment("INSTANCE_IP", |text| text.parse().ok())?,
             http2_websocket,
             strict_sni,
+            egress_allow,
             handshakes: HandshakeLimits {
                 concurrent: max_handshakes.get(),
                 timeout: match value::from_environment(

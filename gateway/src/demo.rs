@@ -104,6 +104,7 @@ fn gateway(directory: &Path, port: u16) -> Options {
         own_address: None,
         http2_websocket: false,
         strict_sni: false,
+        egress_allow: Vec::new(),
         handshakes: HandshakeLimits::default(),
         name_servers: Vec::new(),
         dual_stack: false,

@@ -7,6 +7,7 @@
 pub(crate) mod affinity;
 pub mod buffered;
 pub mod chunked;
+mod connect;
 mod edge;
 mod exchange;
 mod forward;

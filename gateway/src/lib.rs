@@ -4,6 +4,7 @@ pub mod admin;
 pub mod demo;
 pub mod drain;
 pub mod echo;
+pub mod egress;
 pub mod filter;
 pub mod http;
 pub mod listener;
@@ -29,11 +30,14 @@ use std::time::{Duration, Instant};
 use config::compile::Options as Identity;
 use config::diagnostic::Diagnostic;
 use config::load::Loader;
+use ipnet::IpNet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::info;
 
 use admin::{Admin, Unavailable};
+use egress::Egress;
+use egress::addresses::AddressPolicy;
 use listener::{DefaultAddresses, ListenerReport, Listeners};
 use reload::{ReadyFile, Reloader, Sources};
 use server::Workers;
@@ -44,7 +48,7 @@ use telemetry::metrics::Source;
 use tls::credentials::{Credentials, Places};
 use tls::handshakes::HandshakeLimits;
 use upstream::dns::{Families, SystemLookup, resolve};
-use upstream::outlier;
+use upstream::{on_demand, outlier};
 use worker::Gateway;
 
 /// How a gateway is run.
@@ -74,6 +78,8 @@ pub struct Options {
     pub strict_sni: bool,
     /// Bounds of TLS handshakes with clients.
     pub handshakes: HandshakeLimits,
+    /// Ranges beyond public addresses that hosts which clients choose may stand for.
+    pub egress_allow: Vec<IpNet>,
     /// Name servers that are asked instead of those of `/etc/resolv.conf`; none: the latter.
     pub name_servers: Vec<SocketAddr>,
     /// Ask for IPv6 addresses of names beside the IPv4 ones (`ISTIO_DUAL_STACK`).
@@ -140,6 +146,7 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
         own_address,
         http2_websocket,
         strict_sni,
+        egress_allow,
         handshakes,
         name_servers,
         dual_stack,
@@ -156,11 +163,13 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
         cluster: identity.cluster_id.clone(),
         labels: identity.labels.clone(),
     };
+    let egress = Egress::new(AddressPolicy::new(egress_allow), &identity.labels);
     let mut gateway = Gateway::new(Telemetry::new(&source, AccessLogger::new(io::stdout())?));
     gateway.own_address = own_address;
     gateway.http2_websocket = http2_websocket;
     gateway.strict_sni = strict_sni;
     gateway.handshakes = handshakes;
+    gateway.egress = Arc::new(egress);
     let gateway = Arc::new(gateway);
     if let Some(limit) = max_connections {
         gateway.telemetry.metrics.connections.limit(limit);
@@ -173,6 +182,7 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
     };
     let admin = Admin::new(Arc::clone(&gateway), sources.clone(), listeners.report());
     let ports = admin.serve(&ports).await?;
+    gateway.egress.set_process_ports(ports.ports());
 
     let (states, receiver) = watch::channel(Arc::<State>::default());
     let ready_file = ready_file.map(|path| ReadyFile::new(path, ports));
@@ -185,7 +195,12 @@ pub async fn start(options: Options) -> Result<Running, StartFailure> {
     }
     tokio::spawn(outlier::watch_over(receiver.clone()));
     let lookup = Arc::new(SystemLookup::new(name_servers));
-    tokio::spawn(resolve(Arc::clone(&gateway), receiver, lookup, Families::of_machine(dual_stack)));
+    let families = Families::of_machine(dual_stack);
+    if let Some(questions) = gateway.take_questions() {
+        let egress = Arc::clone(&gateway.egress);
+        tokio::spawn(on_demand::answer(questions, Arc::clone(&lookup), families, egress));
+    }
+    tokio::spawn(resolve(Arc::clone(&gateway), receiver, lookup, families));
     reloader.apply(&update, begin).await;
     admin.readiness.serving();
     reloader.write_ready_file();

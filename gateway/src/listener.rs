@@ -107,6 +107,16 @@ impl Listeners {
         Arc::clone(&self.report)
     }
 
+    /// Numbers of the ports on which they accept.
+    pub fn ports(&self) -> Vec<u16> {
+        let report = self.report.load();
+        let addresses = report.iter().flat_map(|listener| &listener.addresses);
+        addresses
+            .filter_map(|address| address.parse::<std::net::SocketAddr>().ok())
+            .map(|address| address.port())
+            .collect()
+    }
+
     /// Opens the listeners that `state` has and closes those that it hasn't; whether there were any. The connections of
     /// a removed listener or filter chain are asked to end at once and cut when the drain time is over.
     pub async fn follow(&mut self, state: &State) -> bool {

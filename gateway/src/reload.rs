@@ -134,6 +134,7 @@ impl Reloader {
         // Nobody resolves names any more when the process ends.
         let _ = self.states.send(Arc::clone(&state));
         let moved = self.listeners.follow(&state).await;
+        self.gateway.egress.set_listener_ports(self.listeners.ports());
         let duration = begin.elapsed();
 
         let outcome = ReloadOutcome {

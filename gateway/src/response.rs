@@ -7,6 +7,9 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::egress::denials::Reason;
+use crate::upstream::on_demand::Unresolved;
+
 /// Envoy's response flags, in the order they were set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flags {
@@ -34,6 +37,7 @@ pub enum Flag {
     UPE,
     NC,
     DR,
+    DF,
 }
 
 impl Flags {
@@ -148,6 +152,8 @@ pub enum Failure {
     RouteTimeout,
     /// The timeout of the last try.
     PerTryTimeout,
+    /// It must not leave.
+    EgressDenied(Reason),
     /// An injected abort.
     Fault {
         /// HTTP status.
@@ -174,6 +180,8 @@ pub enum Reset {
     Overflow,
     /// The upstream broke its protocol.
     ProtocolError,
+    /// The host has no address to connect to.
+    Unresolved(Unresolved),
 }
 
 impl Reset {
@@ -185,6 +193,7 @@ impl Reset {
             Self::RemoteReset | Self::RemoteRefused => Flag::UR,
             Self::Overflow => Flag::UO,
             Self::ProtocolError => Flag::UPE,
+            Self::Unresolved(_) => Flag::DF,
         }
     }
 
@@ -197,6 +206,7 @@ impl Reset {
             Self::RemoteRefused => "remote refused stream reset",
             Self::Overflow => "overflow",
             Self::ProtocolError => "protocol error",
+            Self::Unresolved(_) => "dns resolution failure",
         }
     }
 
@@ -332,6 +342,13 @@ impl Failure {
             Self::NoHealthyUpstream => {
                 LocalReply::text(503, "no healthy upstream", "no_healthy_upstream").flag(Flag::UH)
             }
+            Self::Upstream { reset: Reset::Unresolved(unresolved), .. } => match unresolved {
+                Unresolved::NoAddress => {
+                    LocalReply::text(503, "DNS resolution failure", "dns_resolution_failure").flag(Flag::DF)
+                }
+                Unresolved::Forbidden => egress_denied(Reason::ForbiddenAddress),
+                Unresolved::Loop => egress_denied(Reason::Loop),
+            },
             Self::Upstream { reset, retried } => {
                 let status = if *reset == Reset::ProtocolError { 502 } else { 503 };
                 let latest = if *retried { "retried and the latest reset reason" } else { "reset reason" };
@@ -344,6 +361,7 @@ impl Failure {
                     ..LocalReply::new(status, "").flag(reset.flag())
                 }
             }
+            Self::EgressDenied(reason) => egress_denied(*reason),
             Self::RouteTimeout => LocalReply::text(504, "upstream request timeout", "response_timeout").flag(Flag::UT),
             Self::PerTryTimeout => {
                 LocalReply::text(504, "upstream request timeout", "upstream_per_try_timeout").flag(Flag::UT)
@@ -353,6 +371,28 @@ impl Failure {
                 ..LocalReply::text(*status, "fault filter abort", "fault_filter_abort").flag(Flag::FI)
             },
         }
+    }
+}
+
+/// Ours: Istio's gateways know no such refusals. Unknown hosts get the status that REGISTRY_ONLY has with sidecars.
+fn egress_denied(reason: Reason) -> LocalReply {
+    let status = match reason {
+        Reason::UnknownHost | Reason::UnknownPort | Reason::HostNotServed => 502,
+        Reason::NoRoute => 404,
+        Reason::InvalidHost(_) => 400,
+        // Another connection may do (RFC 9110 §15.5.20).
+        Reason::ServerNameMismatch => 421,
+        Reason::AddressLiteral
+        | Reason::NotCovered
+        | Reason::NotTls
+        | Reason::ClearText
+        | Reason::ForbiddenAddress
+        | Reason::Loop => 403,
+    };
+    LocalReply {
+        body: format!("egress denied: {}", reason.explanation()).into(),
+        details: format!("egress_denied{{{reason}}}").into(),
+        ..LocalReply::new(status, "")
     }
 }
 

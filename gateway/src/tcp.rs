@@ -15,9 +15,13 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use config::snapshot::balancing::HashKey;
-use config::snapshot::cluster::ClusterName;
+use config::snapshot::cluster::{ClusterName, DynamicDns};
 use config::snapshot::listener::{TcpChain, TcpDestination, Tunnel};
 
+use crate::egress;
+use crate::egress::denials::{Denial, Reason};
+use crate::egress::host::{Host, Target};
+use crate::egress::suggestion::Protocol;
 use crate::http::timers::Idle;
 use crate::http::{Downstream, affinity};
 use crate::request::{ConnectionFacts, Facts};
@@ -27,8 +31,9 @@ use crate::telemetry::metrics::TcpCounts;
 use crate::tls::client::Application;
 use crate::upstream::balancer::Pick;
 use crate::upstream::cluster::{Cluster, Permit};
-use crate::upstream::connection::{self, Purpose};
-use crate::upstream::endpoint::{Active, Address};
+use crate::upstream::connection::{self, Purpose, Way};
+use crate::upstream::endpoint::{Active, Address, Endpoint};
+use crate::upstream::on_demand::Unresolved;
 use crate::upstream::outlier::Outcome;
 use crate::upstream::pool::Key;
 use crate::worker::Worker;
@@ -52,6 +57,9 @@ pub fn unserved(worker: &Worker, connection: Rc<ConnectionFacts>, failure: Optio
     facts.flags.set(Flag::NR);
     facts.details = Cow::Borrowed("filter_chain_not_found");
     facts.downstream_transport_failure = failure.map(Cow::Borrowed);
+    if worker.gateway.egress.is_egress_gateway && facts.connection.server_name.is_some() {
+        deny(worker, &facts.connection, Reason::NoRoute);
+    }
     worker.gateway.telemetry.log(&worker.gateway.state.load(), &facts);
 }
 
@@ -116,22 +124,35 @@ impl Session {
             Some(key) if **key == HashKey::SourceIp => self.facts.connection.remote.map(affinity::source_ip),
             _ => None,
         };
-        let pick = Pick { hash, ..Pick::default() };
-        let Some(endpoint) = cluster.pick(pick, |bound| self.worker.random_below(bound)) else {
-            return Err(self.refuse(Flag::UH));
+        let endpoint = match cluster.dynamic() {
+            Some(dns) => match self.dynamic_host(dns) {
+                Ok(address) => Arc::new(Endpoint::new(address)),
+                Err(reason) => {
+                    self.deny(reason);
+                    return Err(Refused::Reset);
+                }
+            },
+            None => {
+                let pick = Pick { hash, ..Pick::default() };
+                let picked = cluster.pick(pick, |bound| self.worker.random_below(bound));
+                picked.ok_or_else(|| self.refuse(Flag::UH))?
+            }
         };
         self.under_way = Some(endpoint.begin());
         self.facts.attempts = 1;
         self.facts.upstream_host = Some(endpoint.address.clone());
         let connected = match &chain.tunnel {
-            None => self.connect_directly(&cluster, &endpoint.address).await,
-            Some(tunnel) => self.connect_by_proxy(&cluster, &endpoint.address, tunnel).await,
+            None => self.connect_directly(&cluster, &endpoint).await,
+            Some(tunnel) => self.connect_by_proxy(&cluster, &endpoint, tunnel).await,
         };
         match connected {
             Ok((upstream, permit)) => {
                 cluster.report(&endpoint, Outcome::Connected);
                 cluster.report(&endpoint, Outcome::Answer(200));
                 self.facts.upstream_local = upstream.local_addr();
+                if let (Some(_), Some(remote)) = (cluster.dynamic(), upstream.peer_addr()) {
+                    self.facts.upstream_host = Some(Address::Ip(remote));
+                }
                 Ok((upstream, permit))
             }
             Err(Reset::Overflow) => {
@@ -139,6 +160,14 @@ impl Session {
                 self.facts.attempts = 0;
                 self.facts.upstream_host = None;
                 Err(Refused::Close)
+            }
+            Err(Reset::Unresolved(unresolved)) => {
+                match unresolved {
+                    Unresolved::NoAddress => self.facts.flags.set(Flag::DF),
+                    Unresolved::Forbidden => self.deny(Reason::ForbiddenAddress),
+                    Unresolved::Loop => self.deny(Reason::Loop),
+                }
+                Err(Refused::Reset)
             }
             Err(reset) => {
                 cluster.report(&endpoint, Outcome::Failed);
@@ -151,15 +180,38 @@ impl Session {
         }
     }
 
+    /// The host to connect to, which only the SNI can tell.
+    fn dynamic_host(&self, dns: &DynamicDns) -> Result<Address, Reason> {
+        let server_name = self.facts.connection.server_name.as_deref().unwrap_or_default();
+        let Target { host, port } = egress::admit(dns, server_name.as_bytes())?;
+        let host = match host {
+            Host::Name(name) => name,
+            Host::Ip(ip) => ip.to_string().into(),
+        };
+        Ok(Address::Host(host, port.unwrap_or(self.facts.connection.port)))
+    }
+
+    /// Counts and logs refused egress.
+    fn deny(&mut self, reason: Reason) {
+        self.facts.termination_details = Cow::Owned(format!("egress_denied{{{reason}}}"));
+        deny(&self.worker, &self.facts.connection, reason);
+    }
+
     async fn connect_directly(
         &mut self,
         cluster: &Arc<Cluster>,
-        address: &Address,
+        endpoint: &Endpoint,
     ) -> Result<(Upstream, Option<Permit>), Reset> {
         let limit = cluster.config.limits.max_connections;
         let permit = cluster.usage.acquire(|usage| &usage.connections, limit).ok_or(Reset::Overflow)?;
-        let purpose = Purpose::new(cluster, &self.facts.connection, None);
-        let transport = connection::connect(cluster, address, Application::Tcp, &purpose).await?;
+        let host = match &endpoint.address {
+            Address::Host(name, _) => Some(Arc::clone(name)),
+            _ => None,
+        };
+        let purpose = Purpose::new(cluster, &self.facts.connection, host);
+        let Endpoint { address, alternatives, .. } = endpoint;
+        let way = Way { address, alternatives, resolver: &self.worker.pools.resolver };
+        let transport = connection::connect(cluster, way, Application::Tcp, &purpose).await?;
         self.facts.upstream_tls = connection::tls_facts(cluster, &transport);
         Ok((Upstream::Direct(transport), Some(permit)))
     }
@@ -168,13 +220,13 @@ impl Session {
     async fn connect_by_proxy(
         &mut self,
         cluster: &Arc<Cluster>,
-        address: &Address,
+        endpoint: &Endpoint,
         tunnel: &Tunnel,
     ) -> Result<(Upstream, Option<Permit>), Reset> {
         // Nothing names the proxy in a request, so TLS with it is for the host that the route names. Envoy sends no SNI.
         let host = cluster.config.service.host.as_bytes();
-        let key = Key::new(cluster, address, host, &self.facts.connection);
-        let tunneled = tunnel::open(&self.worker.pools, cluster, &key, tunnel).await?;
+        let key = Key::new(cluster, &endpoint.address, host, &self.facts.connection);
+        let tunneled = tunnel::open(&self.worker.pools, cluster, &key, &endpoint.alternatives, tunnel).await?;
         self.facts.upstream_tls = tunneled.tls();
         Ok((Upstream::Tunnel(Box::new(tunneled)), None))
     }
@@ -249,6 +301,18 @@ impl Drop for Session {
         }
         telemetry.log(&self.worker.gateway.state.load(), &self.facts);
     }
+}
+
+/// Counts and logs refused egress of raw TCP, which has no host but in its SNI.
+fn deny(worker: &Worker, connection: &ConnectionFacts, reason: Reason) {
+    worker.gateway.egress.denials.deny(&Denial {
+        reason,
+        connection,
+        client: connection.remote,
+        authority: connection.server_name.as_deref().unwrap_or_default().as_bytes(),
+        port: connection.port,
+        protocol: Protocol::Tls,
+    });
 }
 
 /// One destination by weight; `draw` returns a number below the one it is given.

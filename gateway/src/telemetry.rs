@@ -37,11 +37,9 @@ impl Telemetry {
         }
     }
 
-    /// Everything that is counted, in Prometheus' text format.
-    pub fn expose(&self) -> String {
-        let mut page = Page::default();
-        self.metrics.expose(&mut page);
+    /// Writes everything that is counted here to `page`.
+    pub fn expose(&self, page: &mut Page) {
+        self.metrics.expose(page);
         page.counter("fairlead_access_log_lines_dropped_total", &[], self.access_log.dropped());
-        page.finish()
     }
 }

@@ -7,6 +7,7 @@ pub mod dns;
 pub mod endpoint;
 mod h1;
 mod h2;
+pub mod on_demand;
 pub mod outlier;
 mod pings;
 pub mod pool;
@@ -138,6 +139,14 @@ impl Stream {
         match self {
             Self::H1(stream) => stream.tls(),
             Self::H2(stream) => stream.tls(),
+        }
+    }
+
+    /// The upstream's address.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        match self {
+            Self::H1(stream) => stream.remote(),
+            Self::H2(stream) => stream.remote(),
         }
     }
 

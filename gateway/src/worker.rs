@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -12,9 +12,12 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::Notify;
 
+use crate::egress::Egress;
 use crate::state::State;
 use crate::telemetry::Telemetry;
+use crate::telemetry::metrics::Page;
 use crate::tls::handshakes::{HandshakeLimits, Handshakes};
+use crate::upstream::on_demand::{self, Asker, Questions, Resolver};
 use crate::upstream::pool::Pools;
 
 /// Time between two looks at pooled connections.
@@ -35,13 +38,19 @@ pub struct Gateway {
     pub handshakes: HandshakeLimits,
     /// Answer 421 to requests that belong to another filter chain of their listener. Istio answers 404.
     pub strict_sni: bool,
+    /// What may leave.
+    pub egress: Arc<Egress>,
     connections: AtomicU64,
     crowded: Arc<Notify>,
+    asker: Asker,
+    /// Until somebody answers them.
+    questions: Mutex<Option<Questions>>,
 }
 
 impl Gateway {
     /// A gateway with nothing to serve yet.
     pub fn new(telemetry: Telemetry) -> Self {
+        let (asker, questions) = on_demand::channel();
         Self {
             state: ArcSwap::from_pointee(State::default()),
             telemetry,
@@ -49,9 +58,28 @@ impl Gateway {
             http2_websocket: false,
             handshakes: HandshakeLimits::default(),
             strict_sni: false,
+            egress: Arc::default(),
+            asker,
+            questions: Mutex::new(Some(questions)),
             connections: AtomicU64::new(0),
             crowded: Arc::default(),
         }
+    }
+
+    /// Everything that is counted, in Prometheus' text format.
+    pub fn metrics_page(&self) -> String {
+        let mut page = Page::default();
+        self.telemetry.expose(&mut page);
+        self.egress.denials.expose(&mut page);
+        for (name, cluster) in &*self.state.load().clusters {
+            cluster.expose(name, &mut page);
+        }
+        page.finish()
+    }
+
+    /// What workers ask about hosts; given out once.
+    pub fn take_questions(&self) -> Option<Questions> {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// A number for a new connection, downstream or upstream.
@@ -77,7 +105,8 @@ pub struct Worker {
 impl Worker {
     /// A worker without connections.
     pub fn new(gateway: Arc<Gateway>) -> Self {
-        let pools = Pools::new(Arc::clone(&gateway.crowded));
+        let resolver = Resolver::new(gateway.asker.clone(), Arc::clone(&gateway.egress));
+        let pools = Pools::new(Arc::clone(&gateway.crowded), resolver);
         let handshakes = Handshakes::new(gateway.handshakes.concurrent);
         Self { gateway, pools, handshakes, random: RefCell::new(SmallRng::from_os_rng()), date: RefCell::default() }
     }

@@ -16,6 +16,7 @@ use ahash::AHashMap;
 use super::MeshSettings;
 use super::common_ends;
 use super::destination_rules::{Rule, Rules};
+use super::egress::Egress;
 use super::mesh::ClusterDefaults;
 use super::options::Options;
 use super::protocol::Protocol;
@@ -55,6 +56,8 @@ pub(super) struct Memo {
     /// Whose destinations there are clusters for, in order.
     users: Vec<Arc<VirtualServiceRoutes>>,
     made: AHashMap<ClusterName, Made>,
+    /// Those that belong to no service.
+    special: Vec<Arc<Cluster>>,
     clusters: Clusters,
     findings: Vec<Diagnostic>,
 }
@@ -91,6 +94,7 @@ enum Missing {
 pub(super) fn compile(
     context: &Context<'_>,
     servers: &[ServerRoutes<'_>],
+    egress: Option<&Egress>,
     memo: &mut Memo,
     report: &mut Report,
 ) -> Clusters {
@@ -106,7 +110,7 @@ pub(super) fn compile(
         memo.registry = Arc::clone(context.registry);
         memo.rules = Arc::clone(context.rules);
     }
-    if memo.follow(context, servers) || moved {
+    if memo.follow(context, servers, egress) || moved {
         memo.publish();
         memo.findings = memo.find(context);
         memo.gather_credentials(context);
@@ -117,8 +121,10 @@ pub(super) fn compile(
 
 impl Memo {
     /// Takes up destinations that came and lets go of those that went, as the routes say. Whether there were any.
-    fn follow(&mut self, context: &Context<'_>, servers: &[ServerRoutes<'_>]) -> bool {
-        let mut users: Vec<&Arc<VirtualServiceRoutes>> = servers.iter().flat_map(ServerRoutes::all).collect();
+    fn follow(&mut self, context: &Context<'_>, servers: &[ServerRoutes<'_>], egress: Option<&Egress>) -> bool {
+        let of_routes = servers.iter().flat_map(ServerRoutes::all);
+        let mut users: Vec<_> = of_routes.chain(egress.map(|egress| &egress.user)).collect();
+        self.special = egress.map(|egress| egress.clusters.clone()).unwrap_or_default();
         users.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let (first, last) = common_ends(&self.users, &users, |a, b| Arc::ptr_eq(a, b));
         let gone = first..self.users.len() - last;
@@ -150,7 +156,8 @@ impl Memo {
 
     /// A new map only if a cluster is another, new or gone.
     fn publish(&mut self) {
-        let present = || self.made.iter().filter_map(|(name, made)| Some((name, made.outcome.as_ref().ok()?)));
+        let of_services = || self.made.iter().filter_map(|(name, made)| Some((name, made.outcome.as_ref().ok()?)));
+        let present = || of_services().chain(self.special.iter().map(|cluster| (&cluster.name, cluster)));
         let known = &self.clusters.by_name;
         let is_same = present().count() == known.len()
             && present().all(|(name, cluster)| known.get(name).is_some_and(|known| Arc::ptr_eq(known, cluster)));

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use ahash::{AHashMap, AHashSet};
 
 use super::clusters;
+use super::egress::Egress;
 use super::options::Options;
 use super::report::{Field, Report};
 use super::servers::{Server, ServerKind, Terminated};
 use super::virtual_services::ServerRoutes;
 use crate::diagnostic::{Code, Severity};
 use crate::snapshot::ResourceName;
+use crate::snapshot::egress::ForwardProxy;
 use crate::snapshot::listener::{Bind, FilterChain, HttpSettings, Listener};
 
 use chains::{Draft, DraftHandler, DraftTransport, Known};
@@ -26,6 +28,8 @@ use tables::Tables;
 pub(super) struct Context<'a> {
     pub(super) options: &'a Options,
     pub(super) destinations: &'a clusters::Context<'a>,
+    /// What forward proxies let out.
+    pub(super) egress: Option<&'a Egress>,
 }
 
 /// The listeners of the compile before.
@@ -163,8 +167,27 @@ impl<'a> PortChains<'a, '_> {
             gateways,
             server_names: &[],
             transport: DraftTransport::Plaintext,
-            handler: DraftHandler::Http { routes, settings: self.settings },
+            handler: DraftHandler::Http { routes, settings: self.settings, forward_proxy: self.forward_proxy(servers) },
         });
+    }
+
+    /// The forward proxy of the port, for the hosts of all servers that are one.
+    fn forward_proxy(&self, servers: &[(&Server, &ServerRoutes<'_>)]) -> Option<ForwardProxy> {
+        let egress = self.context.egress?;
+        let is_proxy = |server: &Server| matches!(server.kind, ServerKind::Http { forward_proxy: true, .. });
+        let proxies = servers.iter().map(|(server, _)| *server).filter(|server| is_proxy(server));
+        let mut hosts: Vec<Arc<str>> = Vec::new();
+        for host in proxies.flat_map(|server| &server.hosts) {
+            let host: Arc<str> = host.name().to_ascii_lowercase().into();
+            if !hosts.contains(&host) {
+                hosts.push(host);
+            }
+        }
+        (!hosts.is_empty()).then(|| ForwardProxy {
+            hosts,
+            destinations: Arc::clone(&egress.destinations),
+            passthrough: egress.passthrough.clone(),
+        })
     }
 
     fn add_https(&mut self, server: &'a Server, terminated: &Terminated, routes: &ServerRoutes<'_>) {
@@ -177,7 +200,7 @@ impl<'a> PortChains<'a, '_> {
             gateways: vec![server.gateway.name()],
             server_names: &terminated.server_names,
             transport: DraftTransport::Terminate(&terminated.tls),
-            handler: DraftHandler::Http { routes, settings: self.settings },
+            handler: DraftHandler::Http { routes, settings: self.settings, forward_proxy: None },
         });
     }
 

@@ -18,7 +18,7 @@ use crate::diagnostic::Code;
 use crate::resource::destination_rule::{
     ConnectionPoolSettings, LocalityLoadBalancerSetting, OutlierDetection, TcpKeepalive,
 };
-use crate::resource::mesh_config::{DefaultTrafficPolicy, MeshConfig, MeshH2UpgradePolicy};
+use crate::resource::mesh_config::{DefaultTrafficPolicy, MeshConfig, MeshH2UpgradePolicy, OutboundMode};
 use crate::resource::proxy_config::{ProxyConfig, ProxyConfigResource};
 use crate::snapshot::listener::HttpSettings;
 use crate::snapshot::mesh::Mesh;
@@ -34,6 +34,9 @@ pub(super) struct MeshSettings {
     pub(super) clusters: ClusterDefaults,
     /// Of routes that say nothing about retries.
     pub(super) retry: Option<Arc<RetryPolicy>>,
+    /// Forward proxies let requests for hosts through that no ServiceEntry has (`outboundTrafficPolicy`); nothing else
+    /// of a gateway does.
+    pub(super) allows_unknown_hosts: bool,
     pub(super) http: HttpSettings,
     /// Connections begin with a PROXY protocol header.
     pub(super) proxy_protocol: bool,
@@ -100,8 +103,8 @@ fn settings(
         enable_envoy_access_log_service,
         disable_envoy_listener_log: _,
         default_config,
-        // They shape sidecars only.
-        outbound_traffic_policy: _,
+        outbound_traffic_policy,
+        // It shapes sidecars only.
         inbound_traffic_policy: _,
         config_sources: _,
         enable_auto_mtls,
@@ -196,6 +199,9 @@ fn settings(
         },
         proxy_protocol: proxy.gateway_topology.as_ref().is_some_and(|topology| topology.proxy_protocol.is_some()),
         retry: retry_policy.map(Arc::new),
+        allows_unknown_hosts: outbound_traffic_policy
+            .as_ref()
+            .is_some_and(|policy| matches!(policy.mode, OutboundMode::AllowAny | OutboundMode::AllowAnyDynamicDns)),
         http,
         mesh,
     }

@@ -54,6 +54,8 @@ pub(super) enum ServerKind {
     Http {
         /// Plain requests are sent to https.
         https_redirect: bool,
+        /// Clients may ask for hosts that no route knows.
+        forward_proxy: bool,
     },
     /// TLS with HTTP inside, and a route table of its own.
     Https(Terminated),
@@ -122,13 +124,15 @@ impl Server {
     /// Domains of virtual hosts that are there for the redirect alone.
     pub(super) fn redirect_domains(&self) -> Vec<Arc<str>> {
         match self.kind {
-            ServerKind::Http { https_redirect: true } => self.hosts.iter().filter_map(Host::redirect_domain).collect(),
+            ServerKind::Http { https_redirect: true, .. } => {
+                self.hosts.iter().filter_map(Host::redirect_domain).collect()
+            }
             _ => Vec::new(),
         }
     }
 
     pub(super) fn redirects(&self) -> bool {
-        matches!(self.kind, ServerKind::Http { https_redirect: true })
+        matches!(self.kind, ServerKind::Http { https_redirect: true, .. })
     }
 
     /// The server as findings about others name it.
@@ -330,9 +334,10 @@ impl Reader<'_> {
         let protocol = Protocol::parse(protocol_name);
         let is_https = protocol_name.eq_ignore_ascii_case("https");
         let kind = match (protocol, tls) {
-            (protocol, tls) if protocol.is_http() => {
-                ServerKind::Http { https_redirect: tls.as_ref().is_some_and(|tls| tls.https_redirect) }
-            }
+            (protocol, tls) if protocol.is_http() => ServerKind::Http {
+                https_redirect: tls.as_ref().is_some_and(|tls| tls.https_redirect),
+                forward_proxy: protocol_name.eq_ignore_ascii_case("HTTP_PROXY"),
+            },
             (Protocol::Tls, Some(tls)) => match tls.mode {
                 ServerTlsMode::Passthrough => ServerKind::Passthrough,
                 ServerTlsMode::AutoPassthrough => {

@@ -193,6 +193,11 @@ impl Address {
 }
 
 impl Service {
+    /// The first of the resources that it is made of.
+    pub(super) fn resource(&self) -> Option<&Arc<Resource>> {
+        self.inputs.first()
+    }
+
     pub(super) fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|port| port.number == number)
     }

@@ -103,6 +103,7 @@ pub enum OutboundMode {
     #[default]
     RegistryOnly,
     AllowAny,
+    AllowAnyDynamicDns,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

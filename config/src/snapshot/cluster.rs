@@ -20,6 +20,11 @@ impl ClusterName {
         Self(format!("outbound|{port}|{subset}|{host}").into())
     }
 
+    /// A cluster of Istio's own that belongs to no service.
+    pub fn special(name: &str) -> Self {
+        Self(name.into())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::cluster::ClusterName;
+use super::route::Route;
 
 /// A forward proxy (a Gateway server with protocol `HTTP_PROXY`).
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -13,19 +14,15 @@ pub struct ForwardProxy {
     pub hosts: Vec<Arc<str>>,
     /// Where requests go.
     pub destinations: Arc<Destinations>,
-    /// What becomes of requests that go nowhere (`outboundTrafficPolicy`).
-    pub unknown_hosts: UnknownHosts,
+    /// Where requests for hosts go that no ServiceEntry has: to the host itself (`outboundTrafficPolicy` ALLOW_ANY and
+    /// ALLOW_ANY_DYNAMIC_DNS). `None`: they are refused (REGISTRY_ONLY, and when nothing is said).
+    pub passthrough: Option<Arc<Route>>,
 }
 
-/// What becomes of requests for hosts that no ServiceEntry has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum UnknownHosts {
-    /// They are refused (`REGISTRY_ONLY`, and when nothing is said).
-    #[default]
-    Refuse,
-    /// They are resolved when asked for (`ALLOW_ANY`, `ALLOW_ANY_DYNAMIC_DNS`).
-    Resolve,
-}
+/// The cluster that metrics and logs name for hosts that are refused.
+pub const BLACK_HOLE: &str = "BlackHoleCluster";
+/// The cluster of hosts that no ServiceEntry has and that are let through all the same.
+pub const PASSTHROUGH: &str = "PassthroughCluster";
 
 /// Where a forward proxy may send requests, by host and port.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -36,14 +33,14 @@ pub struct Destinations {
 }
 
 /// A port of a ServiceEntry's host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Destination {
     /// As clients name it.
     pub port: u16,
     /// What is spoken on it.
     pub protocol: PortProtocol,
-    /// Its cluster.
-    pub cluster: ClusterName,
+    /// The way of its requests, to its cluster.
+    pub route: Arc<Route>,
 }
 
 /// What a port speaks, as far as a forward proxy tells protocols apart.
@@ -58,7 +55,7 @@ pub enum PortProtocol {
 }
 
 /// What a look-up has found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Found<'d> {
     /// A port of a ServiceEntry.
     Destination(&'d Destination),
@@ -106,6 +103,13 @@ impl Destinations {
     }
 }
 
+impl Destination {
+    /// The cluster of its route.
+    pub fn cluster(&self) -> Option<&ClusterName> {
+        self.route.cluster()
+    }
+}
+
 impl ForwardProxy {
     /// Whether clients may ask for `host`, in lower case.
     pub fn covers(&self, host: &str) -> bool {
@@ -120,9 +124,12 @@ impl ForwardProxy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::ResourceName;
 
     fn destination(port: u16, name: &str) -> Destination {
-        Destination { port, protocol: PortProtocol::Tls, cluster: ClusterName::outbound(port, "", name) }
+        let resource = ResourceName { kind: "ServiceEntry", namespace: "egress".into(), name: "e".into() };
+        let route = Route::to_cluster(ClusterName::outbound(port, "", name), resource, None);
+        Destination { port, protocol: PortProtocol::Tls, route: Arc::new(route) }
     }
 
     #[test]
@@ -132,7 +139,7 @@ mod tests {
             destinations.insert(host, destination(port, host));
         }
         let found = |host: &str, port: u16| match destinations.find(host, port) {
-            Found::Destination(destination) => destination.cluster.to_string(),
+            Found::Destination(destination) => destination.cluster().map(ToString::to_string).unwrap_or_default(),
             Found::NoPort => "no port".to_owned(),
             Found::NoHost => "no host".to_owned(),
         };

@@ -14,7 +14,7 @@ use super::cluster::{
     Cluster, DnsEndpoint, DynamicDns, Endpoint, EndpointAddress, Endpoints, Http2Keepalive, Limits, ProxyProtocol,
     RetryBudget, TcpKeepalive, UpstreamProtocol,
 };
-use super::egress::{Destination, ForwardProxy, PortProtocol, UnknownHosts};
+use super::egress::{Destination, ForwardProxy, PortProtocol};
 use super::format::{Command, Format, Piece, tls_text};
 use super::header::{HeaderOps, HeaderPut};
 use super::host::VirtualHost;
@@ -177,19 +177,21 @@ impl Lines {
     }
 
     fn forward_proxy(&mut self, proxy: &ForwardProxy) {
-        let ForwardProxy { hosts, destinations, unknown_hosts } = proxy;
-        let unknown = match unknown_hosts {
-            UnknownHosts::Refuse => "refused",
-            UnknownHosts::Resolve => "resolved",
-        };
+        let ForwardProxy { hosts, destinations, passthrough } = proxy;
+        let unknown = if passthrough.is_some() { "let through" } else { "refused" };
         self.line(1, format_args!("forward proxy for {}, unknown hosts are {unknown}", hosts.join(", ")));
         for (host, ports) in destinations.list() {
-            for Destination { port, protocol, cluster } in ports {
-                let protocol = port_protocol(*protocol);
+            for destination in ports {
+                let Destination { port, protocol, route: _ } = destination;
+                let (protocol, cluster) = (port_protocol(*protocol), cluster_of(destination));
                 self.line(2, format_args!("{host}:{port} ({protocol}) -> {cluster}"));
             }
         }
     }
+}
+
+fn cluster_of(destination: &Destination) -> &str {
+    destination.cluster().map_or("", |cluster| cluster.as_str())
 }
 
 fn port_protocol(protocol: PortProtocol) -> &'static str {
@@ -256,18 +258,17 @@ fn json_chain(chain: &FilterChain) -> Value {
 }
 
 fn json_forward_proxy(proxy: &ForwardProxy) -> Value {
-    let ForwardProxy { hosts, destinations, unknown_hosts } = proxy;
+    let ForwardProxy { hosts, destinations, passthrough } = proxy;
     let list = destinations.list();
     let ports = list.iter().flat_map(|(host, ports)| ports.iter().map(move |destination| (host, destination)));
-    let destinations = ports.map(|(host, Destination { port, protocol, cluster })| {
-        json!({ "host": host, "port": port, "protocol": port_protocol(*protocol), "cluster": cluster.as_str() })
+    let destinations = ports.map(|(host, destination)| {
+        let Destination { port, protocol, route: _ } = destination;
+        let (protocol, cluster) = (port_protocol(*protocol), cluster_of(destination));
+        json!({ "host": host, "port": port, "protocol": protocol, "cluster": cluster })
     });
     json!({
         "hosts": hosts.iter().map(|host| &**host).collect::<Vec<_>>(),
-        "unknownHosts": match unknown_hosts {
-            UnknownHosts::Refuse => "REGISTRY_ONLY",
-            UnknownHosts::Resolve => "ALLOW_ANY",
-        },
+        "outboundTrafficPolicy": if passthrough.is_some() { "ALLOW_ANY" } else { "REGISTRY_ONLY" },
         "destinations": destinations.collect::<Vec<_>>(),
     })
 }

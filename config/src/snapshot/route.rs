@@ -80,6 +80,48 @@ pub struct Route {
     pub response_headers: Arc<HeaderOps>,
 }
 
+impl Route {
+    /// A route for everything to one cluster, called `default` as Istio calls the routes of services that no
+    /// VirtualService has.
+    pub fn to_cluster(cluster: ClusterName, resource: ResourceName, retry: Option<Arc<RetryPolicy>>) -> Self {
+        let operations = Arc::<HeaderOps>::default();
+        let destination = WeightedCluster {
+            cluster,
+            weight: 1,
+            names_port: true,
+            host_rewrite: None,
+            request_headers: Arc::clone(&operations),
+            response_headers: Arc::clone(&operations),
+        };
+        let action = Forward {
+            clusters: vec![destination],
+            path_rewrite: None,
+            host_rewrite: None,
+            timeout: None,
+            retry,
+            fault: None,
+            mirrors: Vec::new(),
+            cors: None,
+        };
+        Self {
+            name: "default".into(),
+            resource,
+            matches: RouteMatch::default(),
+            action: Arc::new(Action::Forward(action)),
+            request_headers: Arc::clone(&operations),
+            response_headers: operations,
+        }
+    }
+
+    /// The first cluster that it forwards to.
+    pub fn cluster(&self) -> Option<&ClusterName> {
+        match &*self.action {
+            Action::Forward(forward) => forward.clusters.first().map(|first| &first.cluster),
+            Action::Redirect(_) | Action::DirectResponse(_) => None,
+        }
+    }
+}
+
 /// Conditions of one match entry, all of which must hold.
 ///
 /// Source: Istio `HTTPMatchRequest`; `reference/networking.md` §3.6.

@@ -8,19 +8,27 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use config::snapshot::egress::{BLACK_HOLE, Destination, ForwardProxy, Found, PortProtocol};
 use config::snapshot::listener::{HttpChain, HttpSettings};
-use config::snapshot::route::{Action, DirectResponse, RequestView};
+use config::snapshot::route::{Action, DirectResponse, RequestView, Route};
 
 use super::edge::{self, Upgrade};
 use super::headers::Headers;
 use super::normalize::{Normalized, normalize};
 use super::timers::{Expired, Timers};
-use super::{ClientStream, Gone, Serving, forward, head, redirect};
+use super::{ClientStream, Gone, Serving, connect, forward, head, redirect};
+use crate::egress;
+use crate::egress::denials::{Denial, Reason};
+use crate::egress::host::{Host, Invalid, Target};
+use crate::egress::suggestion::Protocol as PortName;
 use crate::filter::cors;
 use crate::filter::headers as header_filter;
 use crate::request::{Begun, Facts, PathAndQuery, Protocol, RequestHead};
-use crate::response::{Failure, Flag, LocalReply, grpc_message, is_grpc};
+use crate::response::{Failure, Flag, LocalReply, Reset, grpc_message, is_grpc};
 use crate::state::State;
+use crate::upstream::cluster::Cluster;
+use crate::upstream::endpoint::Address;
+use crate::upstream::on_demand::Unresolved;
 
 /// How long a client may take to read a reply of our own where nothing else is configured.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -68,7 +76,8 @@ pub(super) async fn run_h1<S: ClientStream>(
     begun: Begun,
 ) {
     let mut exchange = Exchange::new(context, stream.protocol(), begun);
-    let checked = request_head(head, context.facts.tls.is_some());
+    let is_proxy = context.pin().1.forward_proxy.is_some();
+    let checked = request_head(head, context.facts.tls.is_some(), is_proxy);
     let outcome = match checked {
         Ok((request, has_host)) => {
             exchange.facts.request = Some(request);
@@ -110,7 +119,9 @@ pub(super) fn reset(context: &Rc<Serving>, begun: Begun, flag: Flag, details: &'
 }
 
 /// The request of an HTTP/1 head, target and Host become path and authority; and whether the client named a host at all.
-fn request_head(head: head::RequestHead, tls: bool) -> Result<(RequestHead, bool), Failure> {
+///
+/// A forward proxy (`is_proxy`) gets to see user information in front of a host, which it refuses.
+fn request_head(head: head::RequestHead, tls: bool, is_proxy: bool) -> Result<(RequestHead, bool), Failure> {
     let head::RequestHead { method, target, mut headers, .. } = head;
     // Envoy joins two Host lines; which of them another proxy believes is anybody's guess.
     if headers.get_all("host").nth(1).is_some() {
@@ -123,7 +134,7 @@ fn request_head(head: head::RequestHead, tls: bool) -> Result<(RequestHead, bool
         [b'/', ..] => (target, host),
         b"*" if method == "OPTIONS" => return Err(Failure::AbsolutePathRejected),
         b"*" => return Err(Failure::InvalidUrl),
-        _ => absolute_form(&target, tls)?,
+        _ => absolute_form(&target, tls, is_proxy)?,
     };
     if authority.as_ref().is_some_and(|authority| !authority.iter().all(|&byte| is_authority_byte(byte))) {
         return Err(Failure::InvalidAuthority);
@@ -140,7 +151,7 @@ fn request_head(head: head::RequestHead, tls: bool) -> Result<(RequestHead, bool
 }
 
 /// Path and authority of an absolute target (RFC 9112 §3.2.2).
-fn absolute_form(target: &Bytes, tls: bool) -> Result<(Bytes, Option<Bytes>), Failure> {
+fn absolute_form(target: &Bytes, tls: bool, keep_user: bool) -> Result<(Bytes, Option<Bytes>), Failure> {
     let scheme_end = target.windows(3).position(|window| window == b"://").ok_or(Failure::CodecError)?;
     match target[..scheme_end].to_ascii_lowercase().as_slice() {
         b"http" => {}
@@ -156,7 +167,7 @@ fn absolute_form(target: &Bytes, tls: bool) -> Result<(Bytes, Option<Bytes>), Fa
     if end == 0 {
         return Err(Failure::InvalidUrl);
     }
-    let user_end = rest[..end].iter().rposition(|&byte| byte == b'@').map_or(0, |at| at + 1);
+    let user_end = rest[..end].iter().rposition(|&byte| byte == b'@').filter(|_| !keep_user).map_or(0, |at| at + 1);
     let authority = rest.slice(user_end..end);
     match rest.get(end) {
         None => Ok((Bytes::from_static(b"/"), Some(authority))),
@@ -215,6 +226,9 @@ impl Exchange {
         if !self.state.snapshot.refusals.is_empty() {
             return self.fail(stream, Failure::Refused).await;
         }
+        if let Some(proxy) = self.chain.forward_proxy.clone() {
+            return self.serve_as_proxy(stream, &proxy, upgrade).await;
+        }
         self.find_virtual_host();
         if upgrade == Upgrade::Other {
             self.find_route();
@@ -227,8 +241,16 @@ impl Exchange {
         self.find_route();
         let Some(route) = self.facts.route.clone() else {
             let failure = if self.is_misdirected() { Failure::Misdirected } else { Failure::NoRoute };
+            if self.context.worker.gateway.egress.is_egress_gateway {
+                self.note_denial(Reason::NoRoute);
+            }
             return self.fail(stream, failure).await;
         };
+        self.act(stream, &route).await
+    }
+
+    /// Does what a route says.
+    async fn act<S: ClientStream>(&mut self, stream: &mut S, route: &Route) -> Result<(), Cut> {
         match &*route.action {
             Action::Forward(action) => forward::forward(self, stream, action).await,
             Action::Redirect(action) => {
@@ -238,6 +260,128 @@ impl Exchange {
             }
             Action::DirectResponse(action) => self.direct_response(stream, action).await,
         }
+    }
+
+    /// The decision of a forward proxy: a route of a VirtualService first, then the hosts and ports of ServiceEntries.
+    async fn serve_as_proxy<S: ClientStream>(
+        &mut self,
+        stream: &mut S,
+        proxy: &ForwardProxy,
+        upgrade: Upgrade,
+    ) -> Result<(), Cut> {
+        let is_connect = self.request().method == "CONNECT";
+        self.request().headers.remove("proxy-authorization");
+        let target = match Target::parse(&self.request().authority) {
+            Ok(target) if is_connect && target.port.is_none() => Err(Invalid::Port),
+            target => target,
+        };
+        let target = match target {
+            Ok(target) => target,
+            Err(invalid) => return self.deny(stream, Reason::InvalidHost(invalid)).await,
+        };
+        let host: Arc<str> = match &target.host {
+            Host::Name(name) => Arc::clone(name),
+            // Names are what policies are about; an address will do only where anything does.
+            Host::Ip(_) if proxy.passthrough.is_none() => return self.deny(stream, Reason::AddressLiteral).await,
+            Host::Ip(ip) => ip.to_string().into(),
+        };
+        let port = target.port.unwrap_or(80);
+        if !proxy.covers(&host) {
+            return self.deny(stream, Reason::HostNotServed).await;
+        }
+        self.find_virtual_host();
+        self.find_route();
+        if upgrade == Upgrade::Other {
+            return self.fail(stream, Failure::UpgradeRefused).await;
+        }
+        if let Some(route) = self.facts.route.clone() {
+            return self.act(stream, &route).await;
+        }
+        let (route, protocol) = match proxy.destinations.find(&host, port) {
+            Found::Destination(Destination { route, protocol, .. }) => (route, *protocol),
+            found => match &proxy.passthrough {
+                Some(route) => (route, PortProtocol::Tcp),
+                None if found == Found::NoPort => return self.deny(stream, Reason::UnknownPort).await,
+                None => return self.deny(stream, Reason::UnknownHost).await,
+            },
+        };
+        self.facts.route = Some(Arc::clone(route));
+        let Action::Forward(action) = &*route.action else { return self.fail(stream, Failure::NoRoute).await };
+        let cluster = action.clusters.first().and_then(|first| self.state.clusters.get(&first.cluster)).cloned();
+        let Some(cluster) = cluster else { return self.fail(stream, Failure::NoCluster).await };
+        if is_connect {
+            return connect::connect(self, stream, connect::Wanted { cluster, host, port, protocol }).await;
+        }
+        if protocol == PortProtocol::Tls && cluster.config.tls.is_none() {
+            return self.deny(stream, Reason::ClearText).await;
+        }
+        forward::forward(self, stream, action).await
+    }
+
+    /// Whether the client asks for the host that it has begun TLS for, where any host may be asked for.
+    pub fn check_server_name(&self, cluster: &Cluster) -> Result<(), Reason> {
+        let (Some(dns), Some(request)) = (cluster.dynamic(), &self.facts.request) else { return Ok(()) };
+        egress::check_server_name(dns, &request.authority, &self.facts.connection)
+    }
+
+    /// The host to connect to, if it is resolved on demand.
+    pub fn dynamic_host(&self, cluster: &Cluster) -> Result<Option<Address>, Reason> {
+        let (Some(dns), Some(request)) = (cluster.dynamic(), &self.facts.request) else { return Ok(None) };
+        let Target { host, port } = egress::admit(dns, &request.authority)?;
+        let host = match host {
+            Host::Name(name) => name,
+            Host::Ip(ip) => ip.to_string().into(),
+        };
+        let default = if cluster.config.tls.is_some() { 443 } else { 80 };
+        Ok(Some(Address::Host(host, port.unwrap_or(default))))
+    }
+
+    /// Refuses egress.
+    pub async fn deny<S: ClientStream>(&mut self, stream: &mut S, reason: Reason) -> Result<(), Cut> {
+        self.note_denial(reason);
+        self.fail(stream, Failure::EgressDenied(reason)).await
+    }
+
+    /// Counts and logs refused egress.
+    pub fn note_denial(&mut self, reason: Reason) {
+        self.facts.details = Failure::EgressDenied(reason).reply().details;
+        if matches!(reason, Reason::UnknownHost | Reason::UnknownPort) {
+            self.facts.cluster = self.state.clusters.get(BLACK_HOLE).cloned();
+        }
+        let Some(request) = &self.facts.request else { return };
+        let is_connect = request.method == "CONNECT";
+        let protocol = match Target::parse(&request.authority) {
+            _ if !is_connect => PortName::Http,
+            Ok(target) if target.port == Some(443) => PortName::Tls,
+            _ => PortName::Tcp,
+        };
+        let denial = Denial {
+            reason,
+            connection: &self.facts.connection,
+            client: self.facts.client,
+            authority: &request.authority,
+            port: if self.chain.forward_proxy.is_some() { 80 } else { self.facts.connection.port },
+            protocol,
+        };
+        self.context.worker.gateway.egress.denials.deny(&denial);
+    }
+
+    /// Answers that there is no answer of an upstream.
+    pub async fn fail_upstream<S: ClientStream>(
+        &mut self,
+        stream: &mut S,
+        reset: Reset,
+        retried: bool,
+    ) -> Result<(), Cut> {
+        match &reset {
+            Reset::ConnectionFailure(reason) if !reason.is_empty() => {
+                self.facts.transport_failure = Some(reason.clone());
+            }
+            Reset::Unresolved(Unresolved::Forbidden) => self.note_denial(Reason::ForbiddenAddress),
+            Reset::Unresolved(Unresolved::Loop) => self.note_denial(Reason::Loop),
+            _ => {}
+        }
+        self.fail(stream, Failure::Upstream { reset, retried }).await
     }
 
     /// Checks and normalises the request, and adds what upstreams are told about the client.

@@ -68,6 +68,9 @@ pub(super) async fn forward<S: ClientStream>(
         }
     }
     let Some(cluster) = cluster else { return exchange.fail(stream, Failure::NoCluster).await };
+    if let Err(reason) = exchange.check_server_name(&cluster) {
+        return exchange.deny(stream, reason).await;
+    }
     let limits = &cluster.config.limits;
     let Some(active) = cluster.usage.acquire(|usage| &usage.requests, limits.max_requests) else {
         return exchange.fail(stream, Failure::Upstream { reset: Reset::Overflow, retried: false }).await;
@@ -76,6 +79,10 @@ pub(super) async fn forward<S: ClientStream>(
     let timeouts = prepare(exchange, action, destination);
     let body = RequestState::new(stream, action.retry.is_some(), Mirrors::start(exchange, action));
     let affinity = affinity(exchange, action, &cluster);
+    let dynamic = match exchange.dynamic_host(&cluster) {
+        Ok(dynamic) => dynamic,
+        Err(reason) => return exchange.deny(stream, reason).await,
+    };
     let mut forwarding = Forwarding {
         exchange,
         stream,
@@ -83,6 +90,7 @@ pub(super) async fn forward<S: ClientStream>(
         cluster,
         timeouts,
         affinity,
+        dynamic,
         body,
         broken: None,
         under_way: None,
@@ -333,6 +341,8 @@ struct Forwarding<'f, S> {
     cluster: Arc<Cluster>,
     timeouts: Timeouts,
     affinity: Affinity,
+    /// The host, where it is resolved on demand.
+    dynamic: Option<Address>,
     body: RequestState,
     /// How the response broke off, until what came before has been written.
     broken: Option<Reset>,
@@ -359,11 +369,16 @@ impl<S: ClientStream> Forwarding<'_, S> {
             let reselections = if avoid.is_empty() { 0 } else { RESELECTIONS };
             let pick = Pick { hash: self.affinity.hash, tried: avoid, reselections };
             let worker = &self.exchange.context.worker;
-            let Some(endpoint) = self.cluster.pick(pick, |bound| worker.random_below(bound)) else {
-                return self.exchange.fail(self.stream, Failure::NoHealthyUpstream).await;
+            let address = match &self.dynamic {
+                Some(address) => address.clone(),
+                None => match self.cluster.pick(pick, |bound| worker.random_below(bound)) {
+                    Some(endpoint) => {
+                        self.under_way = Some(endpoint.begin());
+                        endpoint.address.clone()
+                    }
+                    None => return self.exchange.fail(self.stream, Failure::NoHealthyUpstream).await,
+                },
             };
-            let address = endpoint.address.clone();
-            self.under_way = Some(endpoint.begin());
             self.exchange.facts.upstream_host = Some(address.clone());
             if attempt > 1
                 && let Some(count) = self.exchange.request().headers.get_mut("x-envoy-attempt-count")
@@ -400,10 +415,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
             }
             return match outcome {
                 Tried::Response(head, stream) => self.relay(key, head, stream).await,
-                Tried::Failed(reset) => {
-                    let retried = attempt > 1;
-                    self.exchange.fail(self.stream, Failure::Upstream { reset, retried }).await
-                }
+                Tried::Failed(reset) => self.exchange.fail_upstream(self.stream, reset, attempt > 1).await,
                 Tried::Expired(expired) => self.expire(expired).await,
             };
         }
@@ -420,7 +432,7 @@ impl<S: ClientStream> Forwarding<'_, S> {
             },
             Tried::Response(head, _) => Outcome::Answer(head.status),
             // A limit of the whole cluster says nothing of the endpoint.
-            Tried::Failed(Reset::Overflow) => return,
+            Tried::Failed(Reset::Overflow | Reset::Unresolved(_)) => return,
             Tried::Failed(_) => Outcome::Failed,
             Tried::Expired(Expired::Route | Expired::PerTry) => Outcome::TimedOut,
             Tried::Expired(_) => return,
@@ -450,6 +462,11 @@ impl<S: ClientStream> Forwarding<'_, S> {
             Err(outcome) => return Ok(outcome),
         };
         self.report_outcome(Outcome::Connected);
+        if self.dynamic.is_some()
+            && let Some(remote) = upstream.remote()
+        {
+            self.exchange.facts.upstream_host = Some(Address::Ip(remote));
+        }
         self.exchange.facts.upstream_local = upstream.local();
         self.exchange.facts.upstream_tls = upstream.tls().cloned();
         let kind = match (self.exchange.upgrade, self.body.sent) {
@@ -494,7 +511,9 @@ impl<S: ClientStream> Forwarding<'_, S> {
         };
         let worker = std::rc::Rc::clone(&self.exchange.context.worker);
         let cluster = Arc::clone(&self.cluster);
-        let mut acquiring = pin!(worker.pools.acquire(&cluster, key, http2));
+        let under_way = self.under_way.as_ref().map(|under_way| Arc::clone(under_way.endpoint()));
+        let alternatives = under_way.as_ref().map_or(&[][..], |endpoint| &endpoint.alternatives);
+        let mut acquiring = pin!(worker.pools.acquire(&cluster, key, alternatives, http2));
         let acquired = poll_fn(|cx| {
             if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {
                 return Poll::Ready(Ok(acquired.map_err(Tried::Failed)));
@@ -508,11 +527,6 @@ impl<S: ClientStream> Forwarding<'_, S> {
             self.exchange.timers.poll(cx).map(|expired| Ok(Err(Tried::Expired(expired))))
         })
         .await?;
-        if let Err(Tried::Failed(Reset::ConnectionFailure(reason))) = &acquired
-            && !reason.is_empty()
-        {
-            self.exchange.facts.transport_failure = Some(reason.clone());
-        }
         Ok(acquired)
     }
 
@@ -860,7 +874,7 @@ impl Event<'_> {
     /// `reference/networking.md` §3.11, each token as measured.
     fn is_retriable(&self, on: &RetryOn) -> bool {
         match self {
-            Self::Final | Self::Reset(Reset::Overflow) => false,
+            Self::Final | Self::Reset(Reset::Overflow | Reset::Unresolved(_)) => false,
             Self::PerTryTimeout => on.server_error || on.gateway_error || on.reset,
             Self::Reset(reset) => {
                 let no_response = on.server_error || on.gateway_error || on.reset;

@@ -424,9 +424,10 @@ impl ClientStream for Stream<'_> {
     fn send_head(&mut self, status: u16, headers: &Headers, end: bool) {
         let bodiless = matches!(status, 100..=199 | 204);
         let has_length = headers.contains("content-length");
-        self.close |= !self.request.is_done() && status != 101;
+        // In a tunnel, the body is what comes after the answer.
+        self.close |= !self.request.is_done() && !self.tunnel;
         self.write_head(status, headers);
-        let close = self.close && status != 101;
+        let close = self.close && !self.tunnel;
         let chunked = !end && !has_length && !bodiless && !self.tunnel && self.version != Version::Http10;
         // Without a length, only the close tells an HTTP/1.0 client where the body ends.
         let until_close = !end && !has_length && !bodiless && self.version == Version::Http10;

@@ -128,7 +128,7 @@ impl Copy {
         let Some(endpoint) = self.cluster.pick(Pick::default(), pick) else { return Ok(()) };
         let _under_way = endpoint.begin();
         let key = Key::new(&self.cluster, &endpoint.address, &self.head.authority, &self.connection);
-        let mut upstream = worker.pools.acquire(&self.cluster, &key, self.http2).await?;
+        let mut upstream = worker.pools.acquire(&self.cluster, &key, &endpoint.alternatives, self.http2).await?;
         upstream.send_head(&self.head, if self.empty { RequestBody::Empty } else { RequestBody::Streamed });
         let mut sent = self.empty;
         let mut answered = false;

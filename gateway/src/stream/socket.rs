@@ -80,6 +80,14 @@ impl Socket {
         }
     }
 
+    /// The peer's address of a TCP connection.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match &self.kind {
+            Kind::Tcp(socket) => socket.peer_addr().ok(),
+            Kind::Unix(_) => None,
+        }
+    }
+
     /// What has been read and not been used, see [`Socket::fill`].
     pub fn ahead(&self) -> &[u8] {
         &self.ahead

@@ -110,7 +110,7 @@ impl Proxied {
         gateway.telemetry.access_log.flush();
         let line = lines.try_iter().collect::<String>();
         let line = line.replace(&local.to_string(), "<local>").replace(&remote.to_string(), "<remote>");
-        (result, line, gateway.telemetry.expose())
+        (result, line, gateway.metrics_page())
     }
 }
 

@@ -24,6 +24,7 @@ use crate::upstream::pool::{Key, Pools};
 use crate::upstream::{Frame, RequestBody, Stream};
 
 /// The connection to an upstream, or what stands for it.
+#[allow(clippy::large_enum_variant, reason = "nearly all are direct")]
 pub(super) enum Upstream {
     Direct(Transport),
     Tunnel(Box<Tunneled>),
@@ -41,10 +42,16 @@ pub(super) struct Tunneled {
 ///
 /// # Errors
 /// No connection to the proxy, or it refuses: then the reason is `tunnel_response:<status>`.
-pub(super) async fn open(pools: &Pools, cluster: &Arc<Cluster>, key: &Key, tunnel: &Tunnel) -> Result<Tunneled, Reset> {
+pub(super) async fn open(
+    pools: &Pools,
+    cluster: &Arc<Cluster>,
+    key: &Key,
+    alternatives: &[SocketAddr],
+    tunnel: &Tunnel,
+) -> Result<Tunneled, Reset> {
     let asked = async {
         let http2 = cluster.config.protocol == UpstreamProtocol::Http2;
-        let mut stream = pools.acquire(cluster, key, http2).await?;
+        let mut stream = pools.acquire(cluster, key, alternatives, http2).await?;
         let Tunnel { post, target } = tunnel;
         let target = Bytes::copy_from_slice(target.as_bytes());
         let (method, path, body) = match post {
@@ -82,6 +89,13 @@ impl Upstream {
         match self {
             Self::Direct(transport) => transport.local_addr(),
             Self::Tunnel(tunneled) => tunneled.stream.local(),
+        }
+    }
+
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Direct(transport) => transport.socket().peer_addr(),
+            Self::Tunnel(tunneled) => tunneled.stream.remote(),
         }
     }
 

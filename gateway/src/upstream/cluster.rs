@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ahash::{AHashMap, AHashSet};
 use arc_swap::ArcSwap;
 use config::snapshot::cluster as snapshot;
-use config::snapshot::cluster::Endpoints;
+use config::snapshot::cluster::{ClusterName, DynamicDns, Endpoints};
 use tokio::sync::Notify;
 
 use super::balancer::{Balancer, Member, Members, Pick};
 use super::endpoint::{Address, Endpoint, Target};
 use super::outlier::{self, Outcome};
 
+use crate::telemetry::metrics::Page;
 use crate::tls::client::Client;
 use crate::tls::credentials::Credentials;
 
@@ -217,6 +218,14 @@ impl Cluster {
         Arc::clone(&self.balancer.load().members)
     }
 
+    /// The hosts that may be asked for, if they are resolved on demand.
+    pub fn dynamic(&self) -> Option<&DynamicDns> {
+        match &self.config.endpoints {
+            Endpoints::Dynamic(dns) => Some(dns),
+            _ => None,
+        }
+    }
+
     /// Whether requests may be sent: not before names were resolved for the first time (or failed).
     pub fn is_ready(&self) -> bool {
         self.balancer.load().members.ready
@@ -270,6 +279,17 @@ impl Cluster {
         returned
     }
 
+    /// Writes to `page` how many endpoints are and were ejected; nothing without outlier detection.
+    pub fn expose(&self, name: &ClusterName, page: &mut Page) {
+        if self.config.outlier_detection.is_none() {
+            return;
+        }
+        let labels = [("cluster_name", name.as_str())];
+        let ejected = self.members().list.iter().filter(|member| member.endpoint.health.is_ejected()).count();
+        page.counter("fairlead_outlier_ejections_total", &labels, self.usage.ejections_total.load(Ordering::Relaxed));
+        page.gauge("fairlead_outlier_ejections_active", &labels, ejected as u64);
+    }
+
     /// Puts what `change` makes of the endpoints in their place, unless it is the same.
     fn replace(&self, change: impl FnOnce(&Members) -> Members) {
         let _one_at_a_time = self.balancing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -298,12 +318,15 @@ fn members(targets: Vec<Target>, known: &Members) -> Members {
         known.list.iter().map(|member| (&member.endpoint.address, &member.endpoint)).collect();
     let mut seen = AHashSet::with_capacity(targets.len());
     let mut list = Vec::with_capacity(targets.len());
-    for Target { address, weight, placement } in targets {
+    for Target { address, alternatives, weight, placement } in targets {
         // As in Envoy, an address counts once, with what is said of it first.
         if !seen.insert(address.clone()) {
             continue;
         }
-        let endpoint = known.get(&address).map_or_else(|| Arc::new(Endpoint::new(address)), |&known| Arc::clone(known));
+        let endpoint = match known.get(&address).filter(|known| known.alternatives == alternatives) {
+            Some(&known) => Arc::clone(known),
+            None => Arc::new(Endpoint::with_alternatives(address, alternatives)),
+        };
         list.push(Member { endpoint, weight, placement });
     }
     Members { ready: true, list }
@@ -325,7 +348,8 @@ fn literal(name: &snapshot::DnsEndpoint) -> Option<Target> {
     let snapshot::DnsEndpoint { host, port, weight, placement } = name;
     let ip = host.parse().ok()?;
     let address = Address::Ip(SocketAddr::new(ip, *port));
-    Some(Target { address, weight: (*weight).max(1), placement: placement.clone() })
+    let (weight, placement) = ((*weight).max(1), placement.clone());
+    Some(Target { address, alternatives: Vec::new(), weight, placement })
 }
 
 #[cfg(test)]

@@ -1,21 +1,28 @@
 //! Opening a connection to an endpoint.
 
 use std::borrow::Cow;
-use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+use std::{io, iter};
 
-use config::snapshot::cluster as snapshot;
 use config::snapshot::cluster::TcpKeepalive;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::cluster::{Cluster, ClusterTls};
 use super::endpoint::Address;
+use super::on_demand::Resolver;
 use super::proxy_header::ClientConnection;
 use crate::request::{ConnectionFacts, TlsFacts};
 use crate::response::Reset;
 use crate::stream::{Socket, Transport};
 use crate::tls::client::Application;
+
+/// How long an address may take before the next is tried as well. Source: Envoy's happy eyeballs.
+const HEAD_START: Duration = Duration::from_millis(300);
 
 /// What Envoy says while it waits for a secret.
 pub(super) const NO_SECRET: &str = "TLS_error:_Secret_is_not_supplied_by_SDS";
@@ -37,13 +44,24 @@ impl Purpose {
     }
 }
 
-/// Connects to `address` and shakes hands, if the cluster has TLS, within the cluster's connect timeout.
+/// How to get to an endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Way<'w> {
+    /// Where it is.
+    pub address: &'w Address,
+    /// Other addresses of the same server.
+    pub alternatives: &'w [SocketAddr],
+    /// Knows the addresses of hosts.
+    pub resolver: &'w Resolver,
+}
+
+/// Connects and shakes hands, if the cluster has TLS, within the cluster's connect timeout.
 ///
 /// # Errors
-/// [`Reset::ConnectionTimeout`], or [`Reset::ConnectionFailure`] with the transport's reason.
+/// [`Reset::ConnectionTimeout`], [`Reset::Unresolved`], or [`Reset::ConnectionFailure`] with the transport's reason.
 pub async fn connect(
     cluster: &Cluster,
-    address: &Address,
+    way: Way<'_>,
     application: Application,
     purpose: &Purpose,
 ) -> Result<Transport, Reset> {
@@ -51,24 +69,31 @@ pub async fn connect(
         let client = match &cluster.tls {
             ClusterTls::None => None,
             ClusterTls::Available(client) => Some(client),
-            ClusterTls::Unavailable(_) => return Err(Cow::Borrowed(NO_SECRET)),
+            ClusterTls::Unavailable(_) => return Err(Reset::ConnectionFailure(Cow::Borrowed(NO_SECRET))),
         };
-        let mut socket = open(&cluster.config, address).await.map_err(|error| transport_reason(&error))?;
-        if let (Some(version), Some(client)) = (cluster.config.proxy_protocol, &purpose.client) {
-            socket.write_all(&client.header(version)).await.map_err(|error| transport_reason(&error))?;
-        }
+        let mut socket = open(cluster, way, purpose).await?;
         let Some(client) = client else { return Ok(Transport::from(socket)) };
         socket.read_ahead();
-        let peer = match address {
-            Address::Ip(address) => Some(address.ip()),
-            Address::UnixPath(_) | Address::UnixAbstract(_) => None,
-        };
-        client.connect(socket, application, purpose.host.as_deref(), peer).await.map(Transport::from)
+        let peer = socket.peer_addr().map(|peer| peer.ip());
+        let shaken = client.connect(socket, application, purpose.host.as_deref(), peer).await;
+        shaken.map(Transport::from).map_err(Reset::ConnectionFailure)
     };
-    match tokio::time::timeout(cluster.config.connect_timeout, opened).await {
-        Ok(opened) => opened.map_err(Reset::ConnectionFailure),
-        Err(_) => Err(Reset::ConnectionTimeout),
-    }
+    within_connect_timeout(cluster, opened).await
+}
+
+/// Connects without TLS, whatever the cluster has: what will be sent is TLS of the client's own.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_raw(cluster: &Cluster, way: Way<'_>, purpose: &Purpose) -> Result<Transport, Reset> {
+    within_connect_timeout(cluster, async { open(cluster, way, purpose).await.map(Transport::from) }).await
+}
+
+async fn within_connect_timeout(
+    cluster: &Cluster,
+    opened: impl Future<Output = Result<Transport, Reset>>,
+) -> Result<Transport, Reset> {
+    tokio::time::timeout(cluster.config.connect_timeout, opened).await.unwrap_or(Err(Reset::ConnectionTimeout))
 }
 
 /// What the handshake on a connection to `cluster` agreed on; `None` without TLS.
@@ -76,20 +101,64 @@ pub fn tls_facts(cluster: &Cluster, transport: &Transport) -> Option<Arc<TlsFact
     Some(Arc::new(cluster.tls.client()?.facts(transport.tls()?)))
 }
 
-async fn open(cluster: &snapshot::Cluster, address: &Address) -> io::Result<Socket> {
-    match address {
-        Address::Ip(address) => {
-            let socket = TcpStream::connect(address).await?;
-            // A socket that refuses these options still carries the request.
-            let _ = socket.set_nodelay(true);
-            if let Some(keepalive) = &cluster.limits.tcp_keepalive {
-                let _ = socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive_options(keepalive));
-            }
-            Ok(Socket::from(socket))
+/// A socket, on which the upstream has been told of the client if it wants to be.
+async fn open(cluster: &Cluster, way: Way<'_>, purpose: &Purpose) -> Result<Socket, Reset> {
+    let failed = |error| Reset::ConnectionFailure(transport_reason(&error));
+    let keepalive = cluster.config.limits.tcp_keepalive.as_ref();
+    let opened = match way.address {
+        Address::Ip(address) => open_first(iter::once(address).chain(way.alternatives).copied(), keepalive).await,
+        Address::Host(name, port) => {
+            let addresses = way.resolver.addresses(name, *port).await.map_err(Reset::Unresolved)?;
+            open_first(addresses.into_iter(), keepalive).await
         }
         Address::UnixPath(path) => UnixStream::connect(path).await.map(Socket::from),
         Address::UnixAbstract(name) => UnixStream::connect(format!("\0{name}")).await.map(Socket::from),
+    };
+    let mut socket = opened.map_err(failed)?;
+    if let (Some(version), Some(client)) = (cluster.config.proxy_protocol, &purpose.client) {
+        socket.write_all(&client.header(version)).await.map_err(failed)?;
     }
+    Ok(socket)
+}
+
+/// The first of `addresses` that answers. Each gets a head start before the next is tried as well (RFC 8305 §5), and none
+/// once it has failed.
+async fn open_first(
+    addresses: impl Iterator<Item = SocketAddr>,
+    keepalive: Option<&TcpKeepalive>,
+) -> io::Result<Socket> {
+    let mut addresses = addresses.peekable();
+    let mut attempts = FuturesUnordered::new();
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    loop {
+        match addresses.next() {
+            Some(address) => attempts.push(TcpStream::connect(address)),
+            None if attempts.is_empty() => return Err(failure),
+            None => {}
+        }
+        let head_start = async {
+            match addresses.peek() {
+                Some(_) => tokio::time::sleep(HEAD_START).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(opened) = attempts.next() => match opened {
+                Ok(socket) => return Ok(prepared(socket, keepalive)),
+                Err(error) => failure = error,
+            },
+            () = head_start => {}
+        }
+    }
+}
+
+fn prepared(socket: TcpStream, keepalive: Option<&TcpKeepalive>) -> Socket {
+    // A socket that refuses these options still carries the request.
+    let _ = socket.set_nodelay(true);
+    if let Some(keepalive) = keepalive {
+        let _ = socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive_options(keepalive));
+    }
+    Socket::from(socket)
 }
 
 fn keepalive_options(keepalive: &TcpKeepalive) -> socket2::TcpKeepalive {
@@ -124,6 +193,7 @@ mod tests {
 
     use ahash::AHashMap;
     use config::snapshot::Snapshot;
+    use config::snapshot::cluster as snapshot;
     use config::snapshot::cluster::{ClusterName, Endpoints, ServiceIdentity};
     use config::snapshot::tls::{CaSource, ClientMode, ClientTls, ServerNameSource, TlsParameters};
     use config::source::Rescan;
@@ -135,8 +205,10 @@ mod tests {
     use tokio_rustls::TlsAcceptor;
 
     use super::*;
+    use crate::egress::Egress;
     use crate::state::State;
     use crate::tls::credentials::Credentials;
+    use crate::upstream::on_demand;
 
     /// A CA, and a server with a certificate of its for one name.
     struct Upstream {
@@ -213,9 +285,20 @@ mod tests {
         Purpose { host: name.map(Arc::from), client: None }
     }
 
+    async fn connected(
+        cluster: &Cluster,
+        upstream: &Upstream,
+        application: Application,
+        purpose: &Purpose,
+    ) -> Result<Transport, Reset> {
+        let resolver = Resolver::new(on_demand::channel().0, Arc::<Egress>::default());
+        let way = Way { address: &upstream.address, alternatives: &[], resolver: &resolver };
+        connect(cluster, way, application, purpose).await
+    }
+
     async fn failure(cluster: &Cluster, upstream: &Upstream, name: Option<&str>) -> String {
         let purpose = host(name);
-        let connecting = connect(cluster, &upstream.address, Application::Http1, &purpose);
+        let connecting = connected(cluster, upstream, Application::Http1, &purpose);
         match tokio::join!(connecting, upstream.accept()).0.unwrap_err() {
             Reset::ConnectionFailure(reason) => reason.into_owned(),
             other => panic!("{other:?}"),
@@ -227,7 +310,7 @@ mod tests {
         let upstream = upstream("up.example.com").await;
         let cluster = cluster(&upstream.ca(), true);
         let purpose = host(Some("up.example.com"));
-        let connecting = connect(&cluster, &upstream.address, Application::Http1, &purpose);
+        let connecting = connected(&cluster, &upstream, Application::Http1, &purpose);
         let (transport, name) = tokio::join!(connecting, upstream.accept());
         assert_eq!(name.as_deref(), Some("up.example.com"));
         let mut text = String::new();
@@ -248,7 +331,7 @@ mod tests {
         let upstream = upstream("up.example.com").await;
         let cluster = cluster(&upstream.ca(), true);
         let purpose = host(None);
-        let connecting = connect(&cluster, &upstream.address, Application::Tcp, &purpose);
+        let connecting = connected(&cluster, &upstream, Application::Tcp, &purpose);
         let (transport, name) = tokio::join!(connecting, upstream.accept());
         assert!(transport.is_ok());
         assert_eq!(name.as_deref(), Some("-"));
@@ -267,7 +350,7 @@ mod tests {
         let upstream = upstream("up.example.com").await;
         let cluster = cluster(Path::new("/nonexistent/ca.pem"), false);
         let purpose = host(Some("up.example.com"));
-        let connected = connect(&cluster, &upstream.address, Application::Http1, &purpose).await;
+        let connected = connected(&cluster, &upstream, Application::Http1, &purpose).await;
         let reason = Reset::ConnectionFailure("TLS_error:_Secret_is_not_supplied_by_SDS".into());
         assert_eq!(connected.unwrap_err(), reason);
     }
@@ -277,7 +360,7 @@ mod tests {
         let upstream = upstream("up.example.com").await;
         let cluster = cluster(&upstream.ca(), false);
         let purpose = host(Some("up.example.com"));
-        let connecting = connect(&cluster, &upstream.address, Application::Http1, &purpose);
+        let connecting = connected(&cluster, &upstream, Application::Http1, &purpose);
         let answer = async {
             let (mut socket, _) = upstream.listener.accept().await.unwrap();
             socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
@@ -294,7 +377,35 @@ mod tests {
         let cluster = cluster(&upstream.ca(), false);
         tokio::time::pause();
         let purpose = host(None);
-        let connecting = connect(&cluster, &upstream.address, Application::Http1, &purpose);
+        let connecting = connected(&cluster, &upstream, Application::Http1, &purpose);
         assert_eq!(connecting.await.unwrap_err(), Reset::ConnectionTimeout);
+    }
+
+    /// An address where connecting neither succeeds nor fails: its queue of connections is full.
+    async fn silent() -> (TcpListener, Vec<TcpStream>) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut held = Vec::new();
+        while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+            held.push(stream);
+        }
+        (listener, held)
+    }
+
+    #[tokio::test]
+    async fn the_address_that_answers_first_is_taken() {
+        let good = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (silent, _held) = silent().await;
+        let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (good, silent) = (good.local_addr().unwrap(), silent.local_addr().unwrap());
+        for list in [vec![good, silent], vec![silent, good], vec![refused, good], vec![refused, silent, good]] {
+            let socket = open_first(list.iter().copied(), None).await.unwrap();
+            assert_eq!(socket.peer_addr(), Some(good), "{list:?}");
+        }
+        let failure = open_first([refused, refused].into_iter(), None).await.unwrap_err();
+        assert_eq!(failure.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(open_first(iter::empty(), None).await.is_err());
     }
 }

@@ -219,10 +219,14 @@ impl Names {
         if answered.is_empty() {
             return;
         }
-        let count = if matches!(cluster.config.endpoints, Endpoints::LogicalDns(_)) { 1 } else { usize::MAX };
+        let is_logical = matches!(cluster.config.endpoints, Endpoints::LogicalDns(_));
         let endpoints = answered.into_iter().flat_map(|(endpoint, addresses)| {
-            addresses.into_iter().take(count).map(|ip| Target {
-                address: Address::Ip(SocketAddr::new(ip, endpoint.port)),
+            let mut addresses: Vec<_> = addresses.into_iter().map(|ip| SocketAddr::new(ip, endpoint.port)).collect();
+            // One server, of which the first address counts; the others are there in case that can't be reached.
+            let alternatives = if is_logical && !addresses.is_empty() { addresses.split_off(1) } else { Vec::new() };
+            addresses.into_iter().map(move |address| Target {
+                address: Address::Ip(address),
+                alternatives: alternatives.clone(),
                 weight: endpoint.weight.max(1),
                 placement: endpoint.placement.clone(),
             })

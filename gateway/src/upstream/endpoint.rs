@@ -21,6 +21,8 @@ pub enum Address {
     UnixPath(PathBuf),
     /// Abstract unix socket.
     UnixAbstract(String),
+    /// A host that is resolved when a connection is needed, and its port.
+    Host(Arc<str>, u16),
 }
 
 impl fmt::Display for Address {
@@ -29,6 +31,7 @@ impl fmt::Display for Address {
             Self::Ip(address) => address.fmt(f),
             Self::UnixPath(path) => path.display().fmt(f),
             Self::UnixAbstract(name) => write!(f, "@{name}"),
+            Self::Host(name, port) => write!(f, "{name}:{port}"),
         }
     }
 }
@@ -38,6 +41,8 @@ impl fmt::Display for Address {
 pub struct Target {
     /// Where.
     pub address: Address,
+    /// Other addresses of the same server, for when it can't be reached there.
+    pub alternatives: Vec<SocketAddr>,
     /// Load balancing weight, at least 1.
     pub weight: u32,
     /// Where it stands among the others.
@@ -51,7 +56,8 @@ impl From<&snapshot::Endpoint> for Target {
             EndpointAddress::UnixPath(path) => Address::UnixPath(path.clone()),
             EndpointAddress::UnixAbstract(name) => Address::UnixAbstract(name.clone()),
         };
-        Self { address, weight: endpoint.weight.max(1), placement: endpoint.placement.clone() }
+        let (weight, placement) = (endpoint.weight.max(1), endpoint.placement.clone());
+        Self { address, alternatives: Vec::new(), weight, placement }
     }
 }
 
@@ -60,6 +66,8 @@ impl From<&snapshot::Endpoint> for Target {
 pub struct Endpoint {
     /// Where it is.
     pub address: Address,
+    /// Other addresses of the same server.
+    pub alternatives: Vec<SocketAddr>,
     /// When the cluster got it.
     pub since: Instant,
     /// What its answers say of it.
@@ -70,7 +78,12 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint that nothing is known of.
     pub fn new(address: Address) -> Self {
-        Self { address, since: Instant::now(), health: Health::default(), active: AtomicU32::new(0) }
+        Self::with_alternatives(address, Vec::new())
+    }
+
+    /// The same, of a server that has other addresses, too.
+    pub fn with_alternatives(address: Address, alternatives: Vec<SocketAddr>) -> Self {
+        Self { address, alternatives, since: Instant::now(), health: Health::default(), active: AtomicU32::new(0) }
     }
 
     /// Requests and raw TCP connections that are under way.

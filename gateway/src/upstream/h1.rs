@@ -23,6 +23,7 @@ use crate::stream::Transport;
 pub(super) struct Connection {
     buffered: Buffered,
     local: Option<SocketAddr>,
+    remote: Option<SocketAddr>,
     tls: Option<Arc<TlsFacts>>,
     /// When it was opened.
     pub opened: Instant,
@@ -39,6 +40,7 @@ impl Connection {
         let now = Instant::now();
         Self {
             local: transport.local_addr(),
+            remote: transport.socket().peer_addr(),
             tls,
             buffered: Buffered::new(transport, BytesMut::new()),
             opened: now,
@@ -97,6 +99,10 @@ pub struct Stream {
 impl Stream {
     pub(super) fn tls(&self) -> Option<&Arc<TlsFacts>> {
         self.connection.tls.as_ref()
+    }
+
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        self.connection.remote
     }
 
     pub(super) fn local(&self) -> Option<SocketAddr> {

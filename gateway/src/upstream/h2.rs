@@ -43,6 +43,7 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct Shared {
     local: Option<SocketAddr>,
+    remote: Option<SocketAddr>,
     tls: Option<Arc<TlsFacts>>,
     opened: Instant,
     idle_since: Cell<Instant>,
@@ -64,6 +65,7 @@ impl Connection {
         usage: Arc<Usage>,
     ) -> Result<Self, Reset> {
         let local = transport.local_addr();
+        let remote = transport.socket().peer_addr();
         let (send, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -77,6 +79,7 @@ impl Connection {
         let now = Instant::now();
         let shared = Rc::new(Shared {
             local,
+            remote,
             tls,
             opened: now,
             idle_since: Cell::new(now),
@@ -183,6 +186,10 @@ pub struct Stream {
 impl Stream {
     pub(super) fn tls(&self) -> Option<&Arc<TlsFacts>> {
         self.guard.0.tls.as_ref()
+    }
+
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        self.guard.0.remote
     }
 
     pub(super) fn local(&self) -> Option<SocketAddr> {

@@ -4,17 +4,19 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::AHashMap;
-use config::snapshot::cluster::ClusterName;
+use config::snapshot::cluster::{ClusterName, Endpoints};
 use tokio::sync::Notify;
 
 use super::cluster::{Cluster, ClusterTls};
-use super::connection::Purpose;
+use super::connection::{Purpose, Way};
 use super::endpoint::Address;
+use super::on_demand::Resolver;
 use super::{Stream, connection, h1, h2};
 use crate::request::ConnectionFacts;
 use crate::response::Reset;
@@ -30,6 +32,8 @@ const MAX_IDLE: usize = 1024;
 pub struct Pools {
     /// Tells all workers that somebody waits for a connection that may be idle with one of them.
     crowded: Arc<Notify>,
+    /// Knows the addresses of hosts that are resolved on demand.
+    pub resolver: Resolver,
     h1: RefCell<AHashMap<Place, Idle<h1::Connection>>>,
     h2: RefCell<AHashMap<Key, Rc<Shared2>>>,
 }
@@ -71,7 +75,11 @@ impl Key {
     /// For a request to `authority`, the host after rewrites, that came on `connection`.
     pub fn new(cluster: &Cluster, address: &Address, authority: &[u8], connection: &ConnectionFacts) -> Self {
         let client = cluster.tls.client();
-        let host = client.and_then(|client| client.server_name(authority));
+        let host = match address {
+            // Nobody else's, even where the address is the same.
+            Address::Host(name, _) => Some(Arc::clone(name)),
+            _ => client.and_then(|client| client.server_name(authority)),
+        };
         let tls = client.map(|client| Tls(Arc::clone(client)));
         let place = Place { cluster: cluster.config.name.clone(), address: address.clone(), tls };
         Self { place, purpose: Purpose::new(cluster, connection, host) }
@@ -116,23 +124,31 @@ struct Shared2 {
 
 impl Pools {
     /// Empty pools. `crowded` is shared by all workers, which sweep their pools when it is signalled.
-    pub fn new(crowded: Arc<Notify>) -> Self {
-        Self { crowded, h1: RefCell::default(), h2: RefCell::default() }
+    pub fn new(crowded: Arc<Notify>, resolver: Resolver) -> Self {
+        Self { crowded, resolver, h1: RefCell::default(), h2: RefCell::default() }
     }
 
-    /// A stream for one request, on a pooled connection or a new one.
+    /// A stream for one request, on a pooled connection or a new one, to one of `alternatives` if the key's address
+    /// can't be reached.
     ///
     /// # Errors
     /// The connect failed or took too long, a limit of the cluster is reached, or its TLS has no usable credential: then
     /// a connection from before, in plaintext, must not be used either.
-    pub async fn acquire(&self, cluster: &Arc<Cluster>, key: &Key, http2: bool) -> Result<Stream, Reset> {
+    pub async fn acquire(
+        &self,
+        cluster: &Arc<Cluster>,
+        key: &Key,
+        alternatives: &[SocketAddr],
+        http2: bool,
+    ) -> Result<Stream, Reset> {
         if let ClusterTls::Unavailable(_) = cluster.tls {
             return Err(Reset::ConnectionFailure(Cow::Borrowed(connection::NO_SECRET)));
         }
-        if http2 { self.acquire_h2(key, cluster).await } else { self.acquire_h1(key, cluster).await }
+        let way = Way { address: &key.place.address, alternatives, resolver: &self.resolver };
+        if http2 { self.acquire_h2(key, way, cluster).await } else { self.acquire_h1(key, way, cluster).await }
     }
 
-    async fn acquire_h1(&self, key: &Key, cluster: &Arc<Cluster>) -> Result<Stream, Reset> {
+    async fn acquire_h1(&self, key: &Key, way: Way<'_>, cluster: &Arc<Cluster>) -> Result<Stream, Reset> {
         if let Some(connection) = self.checkout(key, cluster) {
             return Ok(Stream::H1(Box::new(connection.begin())));
         }
@@ -142,8 +158,7 @@ impl Pools {
         loop {
             let freed = cluster.usage.freed.notified();
             if let Some(permit) = cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) {
-                let (address, purpose) = (&key.place.address, &key.purpose);
-                let transport = connection::connect(cluster, address, Application::Http1, purpose).await?;
+                let transport = connection::connect(cluster, way, Application::Http1, &key.purpose).await?;
                 let tls = connection::tls_facts(cluster, &transport);
                 return Ok(Stream::H1(Box::new(h1::Connection::new(transport, tls, permit).begin())));
             }
@@ -159,7 +174,7 @@ impl Pools {
         }
     }
 
-    async fn acquire_h2(&self, key: &Key, cluster: &Arc<Cluster>) -> Result<Stream, Reset> {
+    async fn acquire_h2(&self, key: &Key, way: Way<'_>, cluster: &Arc<Cluster>) -> Result<Stream, Reset> {
         let limits = &cluster.config.limits;
         let slot = Rc::clone(self.h2.borrow_mut().entry(key.clone()).or_default());
         let usable = |slot: &Shared2| {
@@ -198,8 +213,7 @@ impl Pools {
         };
         let usage = Arc::clone(&cluster.usage);
         let opened = async {
-            let (address, purpose) = (&key.place.address, &key.purpose);
-            let transport = connection::connect(cluster, address, Application::Http2, purpose).await?;
+            let transport = connection::connect(cluster, way, Application::Http2, &key.purpose).await?;
             let tls = connection::tls_facts(cluster, &transport);
             h2::Connection::open(transport, tls, permit, limits, usage).await
         };
@@ -322,7 +336,11 @@ impl Pools {
 fn serving<'s>(state: &'s State, place: &Place) -> Option<&'s Arc<Cluster>> {
     let cluster = state.clusters.get(&place.cluster)?;
     let same_tls = is_same(cluster.tls.client(), place.tls.as_ref().map(|tls| &tls.0));
-    let same_endpoint = || cluster.has_endpoint(&place.address);
+    let same_endpoint = || match &place.address {
+        // Idle time ends what nobody asks for any more.
+        Address::Host(..) => matches!(cluster.config.endpoints, Endpoints::Dynamic(_)),
+        address => cluster.has_endpoint(address),
+    };
     let has_tls = !matches!(cluster.tls, ClusterTls::Unavailable(_));
     (has_tls && same_tls && same_endpoint()).then_some(cluster)
 }

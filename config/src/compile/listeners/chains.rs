@@ -14,6 +14,7 @@ use super::super::routes::StreamRoute;
 use super::Context;
 use crate::resource::destination_rule::TunnelSettings;
 use crate::snapshot::ResourceName;
+use crate::snapshot::egress::ForwardProxy;
 use crate::snapshot::host::RouteTable;
 use crate::snapshot::listener::{FilterChain, Handler, HttpChain, HttpSettings, TcpChain, Transport, Tunnel};
 use crate::snapshot::tls::ServerTls;
@@ -37,7 +38,7 @@ pub(super) enum DraftTransport<'a> {
 }
 
 pub(super) enum DraftHandler<'a> {
-    Http { routes: Arc<RouteTable>, settings: &'a Arc<HttpSettings> },
+    Http { routes: Arc<RouteTable>, settings: &'a Arc<HttpSettings>, forward_proxy: Option<ForwardProxy> },
     Tcp(TcpChain),
 }
 
@@ -76,13 +77,16 @@ impl<'a> Known<'a> {
             (DraftTransport::Terminate(tls), _) => Transport::Terminate(Arc::clone(tls)),
         };
         let handler = match (handler, known.map(|known| &known.handler)) {
-            (DraftHandler::Http { routes, settings }, Some(Handler::Http(known)))
-                if Arc::ptr_eq(&known.routes, &routes) && Arc::ptr_eq(&known.settings, settings) =>
+            (DraftHandler::Http { routes, settings, forward_proxy }, Some(Handler::Http(known)))
+                if Arc::ptr_eq(&known.routes, &routes)
+                    && Arc::ptr_eq(&known.settings, settings)
+                    && is_same_proxy(known.forward_proxy.as_deref(), forward_proxy.as_ref()) =>
             {
                 Handler::Http(Arc::clone(known))
             }
-            (DraftHandler::Http { routes, settings }, _) => {
-                Handler::Http(Arc::new(HttpChain { routes, settings: Arc::clone(settings), forward_proxy: None }))
+            (DraftHandler::Http { routes, settings, forward_proxy }, _) => {
+                let (settings, forward_proxy) = (Arc::clone(settings), forward_proxy.map(Arc::new));
+                Handler::Http(Arc::new(HttpChain { routes, settings, forward_proxy }))
             }
             (DraftHandler::Tcp(chain), Some(Handler::Tcp(known))) if **known == chain => {
                 Handler::Tcp(Arc::clone(known))
@@ -100,6 +104,16 @@ impl<'a> Known<'a> {
         let (name, server_names) = (Arc::clone(name), server_names.to_vec());
         Arc::new(FilterChain { name, gateways, server_names, transport, handler })
     }
+}
+
+fn is_same_proxy(known: Option<&ForwardProxy>, new: Option<&ForwardProxy>) -> bool {
+    let (Some(known), Some(new)) = (known, new) else { return known.is_none() && new.is_none() };
+    let ForwardProxy { hosts, destinations, passthrough } = known;
+    let is_same_route = match (passthrough, &new.passthrough) {
+        (Some(known), Some(new)) => Arc::ptr_eq(known, new),
+        (known, new) => known.is_none() && new.is_none(),
+    };
+    *hosts == new.hosts && Arc::ptr_eq(destinations, &new.destinations) && is_same_route
 }
 
 fn is_same_transport(known: &Transport, new: &Transport) -> bool {

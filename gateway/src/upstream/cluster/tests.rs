@@ -34,7 +34,7 @@ fn build(config: snapshot::Cluster, previous: Option<&Arc<Cluster>>) -> Arc<Clus
 }
 
 fn target(port: u16) -> Target {
-    Target { address: address(port), weight: 1, placement: Placement::default() }
+    Target { address: address(port), alternatives: Vec::new(), weight: 1, placement: Placement::default() }
 }
 
 fn address(port: u16) -> Address {

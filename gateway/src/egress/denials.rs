@@ -1,0 +1,290 @@
+//! Refusals of egress: each is counted and logged with what it takes to allow it.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ahash::AHashMap;
+use tracing::warn;
+
+use super::host::{Host, Invalid, Target};
+use super::suggestion::{self, Protocol, Wanted};
+use crate::request::ConnectionFacts;
+use crate::telemetry::metrics::Page;
+
+/// Series of the counter. Clients choose hosts, so there must be an end; what comes later is counted together.
+const MAX_SERIES: usize = 1_000;
+/// Lines in a second, so that nobody floods the log. What is left out is counted, and the next line tells.
+const MAX_LINES: u32 = 100;
+
+/// Why egress is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// No ServiceEntry has the host.
+    UnknownHost,
+    /// A ServiceEntry has the host, and not the port.
+    UnknownPort,
+    /// The Gateway's server is not for the host.
+    HostNotServed,
+    /// No route of the listener is for the host.
+    NoRoute,
+    /// The host is no name that can be trusted to be one.
+    InvalidHost(Invalid),
+    /// An address where a name is needed.
+    AddressLiteral,
+    /// The host is not below the ServiceEntry's wildcard.
+    NotCovered,
+    /// TLS was begun for another host.
+    ServerNameMismatch,
+    /// What goes through the tunnel is not the TLS that its port is for.
+    NotTls,
+    /// A request in clear text for a port that speaks TLS.
+    ClearText,
+    /// The name stands for addresses that are not public.
+    ForbiddenAddress,
+    /// The name leads back to this gateway.
+    Loop,
+}
+
+impl Reason {
+    /// As logs, metrics and response code details have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownHost => "unknown_host",
+            Self::UnknownPort => "unknown_port",
+            Self::HostNotServed => "host_not_served",
+            Self::NoRoute => "no_route",
+            Self::InvalidHost(Invalid::UserInfo) => "userinfo",
+            Self::InvalidHost(Invalid::TrailingDot) => "trailing_dot",
+            Self::InvalidHost(Invalid::Port) => "invalid_port",
+            Self::InvalidHost(Invalid::Name) => "invalid_host",
+            Self::AddressLiteral => "address_literal",
+            Self::NotCovered => "host_not_covered",
+            Self::ServerNameMismatch => "server_name_mismatch",
+            Self::NotTls => "not_tls",
+            Self::ClearText => "clear_text",
+            Self::ForbiddenAddress => "forbidden_address",
+            Self::Loop => "loop",
+        }
+    }
+
+    /// For people.
+    pub fn explanation(self) -> &'static str {
+        match self {
+            Self::UnknownHost => "no ServiceEntry has this host",
+            Self::UnknownPort => "no ServiceEntry has this port of the host",
+            Self::HostNotServed => "the Gateway's server is not for this host",
+            Self::NoRoute => "no VirtualService of this Gateway has a route for this host",
+            Self::InvalidHost(Invalid::UserInfo) => "a host must not come with user information",
+            Self::InvalidHost(Invalid::TrailingDot) => "a host must not end with a dot",
+            Self::InvalidHost(Invalid::Port) => "the port is not a number from 1 to 65535",
+            Self::InvalidHost(Invalid::Name) => "this is no host name",
+            Self::AddressLiteral => "a host name is needed, not an address",
+            Self::NotCovered => "the host is not below the wildcard of the ServiceEntry",
+            Self::ServerNameMismatch => "the connection was made for another host",
+            Self::NotTls => "this port is for TLS, for the host that was asked for",
+            Self::ClearText => "this port is for TLS: use https",
+            Self::ForbiddenAddress => "the host has no public address",
+            Self::Loop => "the host leads back to this gateway",
+        }
+    }
+
+    /// Whether a ServiceEntry would help.
+    fn is_about_registry(self) -> bool {
+        matches!(self, Self::UnknownHost | Self::UnknownPort | Self::NoRoute)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One refused request or connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Denial<'d> {
+    /// Why.
+    pub reason: Reason,
+    /// The connection that it came on.
+    pub connection: &'d ConnectionFacts,
+    /// Who asked, as far as trusted proxies say.
+    pub client: Option<SocketAddr>,
+    /// The authority that was asked for, or the SNI.
+    pub authority: &'d [u8],
+    /// The port, if the authority names none.
+    pub port: u16,
+    /// What would be spoken.
+    pub protocol: Protocol,
+}
+
+/// All refusals.
+#[derive(Debug, Default)]
+pub struct Denials {
+    counts: Mutex<AHashMap<Labels, u64>>,
+    /// Those that have no series of their own.
+    others: AtomicU64,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Labels {
+    reason: Reason,
+    source: Option<IpAddr>,
+    /// `None`: what was asked for is no host.
+    host: Option<String>,
+    port: u16,
+    server_name: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    since: Option<Instant>,
+    written: u32,
+    left_out: u64,
+}
+
+impl Denials {
+    /// Counts and logs a refusal.
+    pub fn deny(&self, denial: &Denial<'_>) {
+        let Denial { reason, connection, client, authority, port, protocol } = *denial;
+        let target = Target::parse(authority).ok();
+        let host = target.as_ref().map(|target| target.host.to_string());
+        let port = target.as_ref().and_then(|target| target.port).unwrap_or(port);
+        let server_name = connection.server_name.as_deref();
+        let source = client.map(|client| client.ip());
+        self.count(Labels { reason, source, host: host.clone(), port, server_name: server_name.map(str::to_owned) });
+        let Some(left_out) = self.lines.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now()) else {
+            return;
+        };
+        let wanted = match &target {
+            Some(Target { host: Host::Name(name), .. }) if reason.is_about_registry() => {
+                let wanted = [Wanted { host: name.to_string(), port, protocol }];
+                suggestion::service_entry(&wanted).map(|entry| entry.one_line())
+            }
+            _ => None,
+        };
+        let source = client.map_or_else(|| "-".to_owned(), |client| client.to_string());
+        let host = host.unwrap_or_else(|| String::from_utf8_lossy(authority).escape_debug().take(MAX_SHOWN).collect());
+        let (sni, why) = (server_name.unwrap_or("-"), reason.explanation());
+        let allow = wanted.as_deref().unwrap_or("-");
+        warn!(%source, host, port, sni, %protocol, %reason, why, allow, left_out, "egress denied");
+    }
+
+    fn count(&self, labels: Labels) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&labels) {
+            *count += 1;
+        } else if counts.len() < MAX_SERIES {
+            counts.insert(labels, 1);
+        } else {
+            self.others.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes the counters to `page`.
+    pub fn expose(&self, page: &mut Page) {
+        const NAME: &str = "fairlead_egress_denied_total";
+        for (labels, count) in &*self.counts.lock().unwrap_or_else(PoisonError::into_inner) {
+            let Labels { reason, source, host, port, server_name } = labels;
+            let source = source.map_or_else(|| "unknown".to_owned(), |source| source.to_string());
+            let labels = [
+                ("reason", reason.as_str()),
+                ("source", &source),
+                ("host", host.as_deref().unwrap_or("invalid")),
+                ("port", &port.to_string()),
+                ("sni", server_name.as_deref().unwrap_or("")),
+            ];
+            page.counter(NAME, &labels, *count);
+        }
+        let others = self.others.load(Ordering::Relaxed);
+        if others > 0 {
+            let rest = ["reason", "source", "host", "port", "sni"].map(|name| (name, "other"));
+            page.counter(NAME, &rest, others);
+        }
+    }
+}
+
+/// Characters of what is no host that are logged.
+const MAX_SHOWN: usize = 256;
+
+impl Lines {
+    /// Whether there may be a line; how many were left out before it.
+    fn next(&mut self, now: Instant) -> Option<u64> {
+        if self.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
+            self.since = Some(now);
+            self.written = 0;
+        }
+        if self.written >= MAX_LINES {
+            self.left_out += 1;
+            return None;
+        }
+        self.written += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Begun;
+
+    fn deny(denials: &Denials, reason: Reason, authority: &str) {
+        let connection = ConnectionFacts {
+            id: 1,
+            begun: Begun::now(),
+            local: None,
+            remote: None,
+            direct_remote: None,
+            port: 80,
+            tls: None,
+            server_name: None,
+        };
+        let client = Some(([192, 0, 2, 1], 4242).into());
+        let authority = authority.as_bytes();
+        let protocol = Protocol::Http;
+        denials.deny(&Denial { reason, connection: &connection, client, authority, port: 80, protocol });
+    }
+
+    #[test]
+    fn refusals_are_counted_by_who_wanted_what() {
+        let denials = Denials::default();
+        deny(&denials, Reason::UnknownHost, "A.com");
+        deny(&denials, Reason::UnknownHost, "a.com:80");
+        deny(&denials, Reason::InvalidHost(Invalid::UserInfo), "x@a.com");
+        let mut page = Page::default();
+        denials.expose(&mut page);
+        let text = page.finish();
+        for line in [
+            "{reason=\"unknown_host\",source=\"192.0.2.1\",host=\"a.com\",port=\"80\",sni=\"\"} 2",
+            "{reason=\"userinfo\",source=\"192.0.2.1\",host=\"invalid\",port=\"80\",sni=\"\"} 1",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+
+    #[test]
+    fn series_have_an_end() {
+        let denials = Denials::default();
+        for number in 0..MAX_SERIES + 5 {
+            deny(&denials, Reason::UnknownHost, &format!("h{number}.com"));
+        }
+        let mut page = Page::default();
+        denials.expose(&mut page);
+        let text = page.finish();
+        let series = text.lines().filter(|line| line.starts_with("fairlead_egress_denied_total{")).count();
+        assert_eq!(series, MAX_SERIES + 1, "with one for the rest");
+        assert!(text.contains("host=\"other\",port=\"other\",sni=\"other\"} 5"), "{text}");
+    }
+
+    #[test]
+    fn lines_have_a_rate() {
+        let mut lines = Lines::default();
+        let now = Instant::now();
+        let written = (0..MAX_LINES + 7).filter(|_| lines.next(now).is_some()).count();
+        assert_eq!(written, MAX_LINES as usize);
+        assert_eq!(lines.next(now + Duration::from_secs(1)), Some(7));
+    }
+}

@@ -9,6 +9,7 @@ pub mod peer;
 pub mod pki;
 pub mod process;
 pub mod raw_h2;
+pub mod sample;
 pub mod status;
 pub mod stream;
 pub mod table;

@@ -1,82 +1,13 @@
 //! The samples of TLS and TCP, over the network: they load without a finding and do what they say.
 
-use std::path::{Path, PathBuf};
-
-use serde_json::Value;
-
 use crate::harness::client::{End, Http1};
 use crate::harness::gateway::Gateway;
-use crate::harness::pki::{Authority, Identity, Key, Leaf, workload_files};
 use crate::harness::process::{fairlead, run};
+use crate::harness::sample::{Pki, directory, label};
 use crate::harness::tls_client::{Refusal, Settings, Version};
 use crate::harness::tls_server::TlsServer;
 use crate::harness::upstream::{Upstream, ok};
 use crate::harness::{PATIENCE, stream};
-
-fn sample(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/samples").join(name)
-}
-
-/// What `dev-ca` makes, for these tests.
-struct Pki {
-    place: tempfile::TempDir,
-    ca: Authority,
-    server: Identity,
-    rsa: Identity,
-    client: Identity,
-    identity: Identity,
-}
-
-impl Pki {
-    fn new() -> Self {
-        let ca = Authority::new("throw-away CA");
-        let place = tempfile::tempdir().unwrap();
-        let leaf = Leaf::server("*.example.com");
-        let server = ca.issue(&leaf);
-        let rsa = ca.issue(&leaf.key(Key::Rsa));
-        let client = ca.issue(&Leaf::client("client").uri("spiffe://cluster.local/ns/default/sa/client"));
-        let identity = ca.issue(&Leaf::workload("spiffe://cluster.local/ns/istio-system/sa/fairlead"));
-        for (name, identity) in [("server", &server), ("server-rsa", &rsa), ("client", &client)] {
-            let directory = place.path().join(name);
-            std::fs::create_dir(&directory).unwrap();
-            std::fs::write(directory.join("tls.crt"), &identity.chain).unwrap();
-            std::fs::write(directory.join("tls.key"), &identity.key).unwrap();
-            std::fs::write(directory.join("ca.crt"), ca.pem()).unwrap();
-        }
-        workload_files(&place.path().join("identity"), &identity, &ca.pem());
-        Self { place, ca, server, rsa, client, identity }
-    }
-
-    /// The sample with these server ports, its backends moved to where they are, without a word of complaint.
-    async fn start(&self, name: &str, ports: &[u16], backends: &[(u16, &Upstream)]) -> Gateway {
-        let mut text = std::fs::read_to_string(sample(name).join("gateway.yaml")).unwrap();
-        for (port, upstream) in backends {
-            let port = format!(": {port}}}}}]");
-            assert!(text.contains(&port), "{name}: no backend {port}");
-            text = text.replace(&port, &format!(": {}}}}}]", upstream.address().port()));
-        }
-        let identity = self.place.path().join("identity");
-        let gateway = Gateway::builder()
-            .file("gateway.yaml", text)
-            .ports(ports)
-            .argument("--certs")
-            .argument(self.place.path().to_str().unwrap())
-            .argument("--identity")
-            .argument(identity.to_str().unwrap())
-            .start()
-            .await
-            .unwrap_or_else(|failure| panic!("{name}: {failure}"));
-        let findings = gateway.config_status().await["diagnostics"].clone();
-        assert_eq!(findings, Value::Array(Vec::new()), "{name}");
-        let log = gateway.stderr();
-        assert!(!log.contains("WARN") && !log.contains("ERROR"), "{name}: {log}");
-        gateway
-    }
-
-    fn trusting(&self) -> Settings {
-        Settings::new(&[&self.ca])
-    }
-}
 
 const SHOP: &str = "shop.example.com";
 
@@ -84,7 +15,7 @@ const SHOP: &str = "shop.example.com";
 async fn servers_of_every_mode() {
     let pki = Pki::new();
     let upstream = Upstream::ok().await;
-    let backend = [(8080, &upstream)];
+    let backend = [("http: 8080", &upstream)];
     let xfcc = async |settings: &Settings, gateway: &Gateway| {
         upstream.take();
         let answer = settings.get(gateway.address(443), SHOP, "/").await;
@@ -137,7 +68,8 @@ async fn passthrough_and_tcp() {
     let (shop, others) = (TlsServer::new(&pki.server), TlsServer::new(&pki.rsa));
     let (shop_upstream, others_upstream) =
         (Upstream::h1_tls(&shop, |_| ok()).await, Upstream::h1_tls(&others, |_| ok()).await);
-    let gateway = pki.start("tls-passthrough", &[443], &[(9443, &shop_upstream), (9444, &others_upstream)]).await;
+    let gateway =
+        pki.start("tls-passthrough", &[443], &[("tls: 9443", &shop_upstream), ("tls: 9444", &others_upstream)]).await;
     for (name, server) in [(SHOP, &shop), ("else.example.com", &others)] {
         assert_eq!(pki.trusting().get(gateway.address(443), name, "/").await.unwrap().status, 200);
         assert_eq!(server.handshake_seen().await.unwrap().server_name.as_deref(), Some(name));
@@ -146,11 +78,11 @@ async fn passthrough_and_tcp() {
     assert_eq!(refused, Err(Refusal::Reset));
 
     let (echo, next) = (Upstream::echo().await, Upstream::echo().await);
-    let gateway = pki.start("tls-tcp", &[5432], &[(9000, &echo)]).await;
+    let gateway = pki.start("tls-tcp", &[5432], &[("tcp: 9000", &echo)]).await;
     let settings = pki.trusting().identity(&pki.client);
     echoes(settings.connect(gateway.address(5432), "db.example.com").await.unwrap().stream).await;
 
-    let gateway = pki.start("tcp", &[5672], &[(9000, &echo), (9001, &next)]).await;
+    let gateway = pki.start("tcp", &[5672], &[("tcp: 9000", &echo), ("tcp: 9001", &next)]).await;
     let before = echo.connections();
     for _ in 0..100 {
         let stream = crate::harness::client::connect_from(crate::harness::client::CLIENT, gateway.address(5672)).await;
@@ -169,7 +101,7 @@ async fn upstreams_over_tls() {
     let mutual = TlsServer::mutual(&pki.server, &pki.ca, &[]);
     for (name, server) in [("upstream-tls-simple", &simple), ("upstream-tls-mutual", &mutual)] {
         let upstream = Upstream::h1_tls(server, |_| ok()).await;
-        let gateway = pki.start(name, &[80], &[(9443, &upstream)]).await;
+        let gateway = pki.start(name, &[80], &[("https: 9443", &upstream)]).await;
         let answer = Http1::connect(gateway.address(80)).await.get(SHOP, "/").await;
         assert_eq!(answer.status, 200, "{name}: {answer:?}");
         let seen = server.handshake_seen().await.unwrap();
@@ -184,13 +116,14 @@ async fn every_sample_is_valid() {
     let pki = Pki::new();
     let place = pki.place.path().to_str().unwrap();
     let identity = format!("{place}/identity");
-    let mut names: Vec<_> = std::fs::read_dir(sample("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let entries = std::fs::read_dir(directory("")).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     assert!(names.len() >= 19, "{names:?}");
     for name in names {
-        let directory = sample(name.to_str().unwrap());
+        let directory = directory(&name);
         let arguments = ["validate", "--strict", "--certs", place, "--identity", &identity];
-        let output = run(fairlead(&[&arguments[..], &[directory.to_str().unwrap()]].concat())).await;
+        let output = run(fairlead(&[&arguments[..], label(&name), &[directory.to_str().unwrap()]].concat())).await;
         assert!(output.status.success(), "{name:?}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }

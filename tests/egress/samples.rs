@@ -1,6 +1,9 @@
 //! networking.md §7.2: the patterns of egress, as `config/samples/egress-*` have them, over the network.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::PATIENCE;
 use crate::harness::client::{CLIENT, End, Http1, Response, connect_from};
@@ -52,13 +55,13 @@ async fn passes(pki: &Pki, gateway: &Gateway, name: &str, cluster: &str, (server
     assert_eq!(line.upstream_host(), upstream.address().to_string(), "{}", line.text);
 }
 
-/// TLS with a name that no VirtualService of the server has.
-async fn refused(gateway: &Gateway, name: &str) {
+/// TLS with this name is refused without a byte; its access log line has these flags.
+async fn refused(gateway: &Gateway, name: &str, flags: &str) -> LogLine {
     let stream = connect_from(CLIENT, gateway.address(443)).await.unwrap();
     let client = stream.local_addr().unwrap();
     let refusal = Settings::new(&[]).client().handshake(stream, name).await.map(|_| ());
     assert_eq!(refusal, Err(Refusal::Reset), "{name}");
-    logged(gateway, client, "0", "NR").await;
+    logged(gateway, client, "0", flags).await
 }
 
 /// A host outside that speaks TLS for these names.
@@ -83,7 +86,7 @@ async fn tls_passthrough() {
     let (server, upstream) = tls_host(&pki, EDITION).await;
     let gateway = pki.start("egress-tls-passthrough", &[443], &[("tls: 9443", &upstream)]).await;
     passes(&pki, &gateway, EDITION, "outbound|443||edition.example.com", (&server, &upstream)).await;
-    refused(&gateway, "other.example.com").await;
+    refused(&gateway, "other.example.com", "NR").await;
     assert_eq!(upstream.connections(), 1);
 }
 
@@ -133,7 +136,7 @@ async fn mutual_tls_origination() {
     let response = sidecar.connect(address, NGINX).await.unwrap().http1().get("other.example.com", "/").await;
     assert_eq!(response.status, 404, "{response:?}");
     logged(&gateway, response.client.unwrap(), "404", "NR").await;
-    refused(&gateway, "other.example.com").await;
+    refused(&gateway, "other.example.com", "NR").await;
     assert_eq!(Settings::new(&[]).refusal(address, NGINX).await, Err(Refusal::Alert(116)));
     assert_eq!(upstream.connections(), 1);
 }
@@ -147,7 +150,7 @@ async fn wildcard_host() {
         passes(&pki, &gateway, name, "outbound|443||www.example.org", (&server, &upstream)).await;
     }
     for name in ["example.org", "en.example.com"] {
-        refused(&gateway, name).await;
+        refused(&gateway, name, "NR").await;
     }
     assert_eq!(upstream.connections(), 3);
 }
@@ -190,7 +193,7 @@ async fn several_hosts() {
         no_such_host(&gateway, host).await;
     }
     for name in ["weather.example.com", "other.example.com"] {
-        refused(&gateway, name).await;
+        refused(&gateway, name, "NR").await;
     }
     for upstream in [&news, &weather, &news_tls.1, &payments.1] {
         assert_eq!(upstream.connections(), 1);
@@ -208,4 +211,63 @@ async fn kubernetes_services() {
     arrives(&gateway, "my-wiki.wiki.svc.cluster.local", cluster, &wiki).await;
     no_such_host(&gateway, "localhost").await;
     no_such_host(&gateway, "other.default.svc.cluster.local").await;
+}
+
+/// A forward proxy that opens tunnels to www.example.com alone, and the heads of what it was asked for.
+async fn forward_proxy(server: &TlsServer) -> (Upstream, Arc<Mutex<Vec<String>>>) {
+    let heads: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (server, asked) = (server.clone(), heads.clone());
+    let proxy = Upstream::raw(move |mut stream, _| {
+        let (server, asked) = (server.clone(), asked.clone());
+        async move {
+            // Byte by byte, since what comes after it is for the target.
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = stream.read_u8().await else { return };
+                head.push(byte);
+            }
+            let allowed = head.starts_with(b"CONNECT www.example.com:443 ");
+            asked.lock().unwrap().push(String::from_utf8(head).unwrap());
+            if !allowed {
+                let _ = stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await;
+                return;
+            }
+            stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
+            let Some(mut target) = server.accept(stream).await else { return };
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = target.read_u8().await else { return };
+                request.push(byte);
+            }
+            target.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            let _ = target.read_u8().await;
+        }
+    })
+    .await;
+    (proxy, heads)
+}
+
+#[tokio::test]
+async fn external_proxy() {
+    let pki = Pki::new();
+    let server = TlsServer::new(&pki.server);
+    let (proxy, asked) = forward_proxy(&server).await;
+    let gateway = pki.start("egress-external-proxy", &[443], &[("tcp-proxy: 3128", &proxy)]).await;
+
+    let response = pki.trusting().get(gateway.address(443), "www.example.com", "/").await.unwrap();
+    assert_eq!((response.status, &*response.text()), (200, "ok"), "{response:?}");
+    let head = "CONNECT www.example.com:443 HTTP/1.1\r\nhost: www.example.com:443\r\n\r\n";
+    assert_eq!(std::mem::take(&mut *asked.lock().unwrap()), [head]);
+    assert_eq!(server.handshake_seen().await.unwrap().server_name.as_deref(), Some("www.example.com"));
+    let line = logged(&gateway, response.client.unwrap(), "0", "-").await;
+    assert_eq!(line.cluster(), "outbound|3128|to-example-com|proxy.example.com", "{}", line.text);
+    assert_eq!(line.upstream_host(), proxy.address().to_string(), "{}", line.text);
+
+    let line = refused(&gateway, "www.example.org", "UF,URX").await;
+    assert_eq!(line.transport_failure(), "tunnel_response:403", "{}", line.text);
+    let head = "CONNECT www.example.org:443 HTTP/1.1\r\nhost: www.example.org:443\r\n\r\n";
+    assert_eq!(std::mem::take(&mut *asked.lock().unwrap()), [head]);
+
+    refused(&gateway, "other.example.org", "NR").await;
+    assert!(asked.lock().unwrap().is_empty());
 }

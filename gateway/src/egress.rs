@@ -7,6 +7,7 @@
 pub mod addresses;
 pub mod denials;
 pub mod host;
+pub mod learn;
 pub mod suggestion;
 
 use std::collections::BTreeMap;

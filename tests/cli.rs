@@ -1,6 +1,7 @@
 //! The command line but `run`.
 
 mod demo;
+mod egress;
 mod show;
 mod validate;
 

@@ -1,5 +1,6 @@
 //! The command line: options, output, exit codes.
 
+mod egress;
 mod output;
 mod value;
 
@@ -45,6 +46,9 @@ enum Command {
     Validate(ValidateArgs),
     /// Print what directories compile to: listeners, hosts, routes in order, clusters
     Routes(RoutesArgs),
+    /// What goes out: find out what to allow
+    #[command(subcommand)]
+    Egress(egress::EgressCommand),
     /// Start a gateway on an example directory with example backends, and print curl lines to try
     Demo(DemoOptions),
     /// Start an example backend, which answers with what it received
@@ -246,6 +250,7 @@ impl Cli {
                 let RoutesArgs { directories, format, identity } = arguments;
                 with_identity(identity, |identity| output::routes(&directories, identity, format))
             }
+            Command::Egress(command) => command.run(),
             Command::Demo(options) => control(async {
                 initialize_log("warn", LogFormat::Text);
                 demo::run(options).await

@@ -118,7 +118,7 @@ async fn version() {
 #[tokio::test]
 async fn help_names_every_command_and_variable() {
     let help = stdout(fairlead(&["--help"])).await;
-    for command in ["run", "validate", "routes", "demo", "echo", "version", "completions"] {
+    for command in ["run", "validate", "routes", "egress", "demo", "echo", "version", "completions"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} isn't in\n{help}");
     }
     let help = stdout(fairlead(&["run", "--help"])).await;

@@ -19,7 +19,7 @@ pub const MAX_LINE: usize = 64 * 1024;
 /// Hosts that are kept.
 pub const MAX_HOSTS: usize = 10_000;
 /// Ports of a host that are kept, each with its protocols. Source: Istio's CRD, which allows as many in a ServiceEntry.
-const MAX_PORTS: usize = 256;
+pub const MAX_PORTS: usize = 256;
 /// Clients of a host that are told apart.
 const MAX_SOURCES: usize = 64;
 /// Clients of a host that are named.
@@ -42,7 +42,7 @@ pub struct Omitted {
     pub long: u64,
     /// Refusals that name no host or none that a ServiceEntry can have.
     pub nameless: u64,
-    /// Refusals of hosts beyond [`MAX_HOSTS`], or of a host's ports beyond 256.
+    /// Refusals of hosts beyond [`MAX_HOSTS`], or of ports of a host beyond [`MAX_PORTS`].
     pub beyond: u64,
 }
 

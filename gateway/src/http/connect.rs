@@ -59,7 +59,10 @@ pub(super) async fn connect<S: ClientStream>(
     };
     let worker = std::rc::Rc::clone(&exchange.context.worker);
     let (address, alternatives, under_way) = match cluster.dynamic() {
-        Some(_) => (Address::Host(Arc::clone(&wanted.host), wanted.port), Vec::new(), None),
+        Some(dns) => {
+            let port = if dns.port == 0 { wanted.port } else { dns.port };
+            (Address::Host(Arc::clone(&wanted.host), port), Vec::new(), None)
+        }
         None => match cluster.pick(Pick::default(), |bound| worker.random_below(bound)) {
             Some(endpoint) => (endpoint.address.clone(), endpoint.alternatives.clone(), Some(endpoint.begin())),
             None => return exchange.fail(stream, Failure::NoHealthyUpstream).await,

@@ -194,7 +194,8 @@ fn request_header<'a>(facts: &'a Facts, name: &str) -> Option<&'a [u8]> {
     let request = facts.request.as_ref()?;
     match name {
         ":method" => Some(&request.method),
-        ":path" => Some(request.path.as_bytes()),
+        // CONNECT has none.
+        ":path" => Some(&**request.path.as_bytes()).filter(|path| !path.is_empty()),
         // HTTP/1.1 without a host: unset, as every header that isn't there.
         ":authority" | "host" => Some(&*request.authority).filter(|authority| !authority.is_empty()),
         ":scheme" => Some(request.scheme.as_bytes()),

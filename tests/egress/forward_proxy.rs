@@ -1,0 +1,420 @@
+//! Gateway servers with protocol `HTTP_PROXY`: absolute-form requests and CONNECT, held to ServiceEntries.
+//!
+//! Expected values: RFC 9110 §9.3.6 and RFC 9112 §3.2 for the protocol; where Istio has no forward proxies, the rules that
+//! README states.
+
+use bytes::Bytes;
+use http::Request;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::client::{End, Http1, Http2, connect_from, read_h2};
+use crate::harness::dns::DnsServer;
+use crate::harness::gateway::Gateway;
+use crate::harness::mesh::Mesh;
+use crate::harness::peer;
+use crate::harness::pki::Authority;
+use crate::harness::process::run;
+use crate::harness::table::Table;
+use crate::harness::tls_client::Settings;
+use crate::harness::tls_server::TlsServer;
+use crate::harness::upstream::Upstream;
+use crate::harness::{PATIENCE, eventually};
+
+/// A forward proxy for all hosts on port 3128.
+pub(super) const PROXY: &str = "- port: {number: 3128, name: proxy, protocol: HTTP_PROXY}\n  hosts: ['*']\n";
+
+/// A ServiceEntry for `host` with this port at this backend.
+pub(super) fn entry(host: &str, port: u16, protocol: &str, backend: &Upstream) -> String {
+    let (ip, at) = (backend.address().ip(), backend.address().port());
+    format!(
+        "hosts: [{host:?}]\nlocation: MESH_EXTERNAL\nresolution: STATIC\n\
+         ports: [{{number: {port}, name: main, protocol: {protocol}}}]\n\
+         endpoints: [{{address: {ip}, ports: {{main: {at}}}}}]\n"
+    )
+}
+
+/// Asks for a tunnel to `authority`; the connection and the head of the answer.
+pub(super) async fn ask_for_tunnel(gateway: &Gateway, authority: &str) -> (TcpStream, String) {
+    let address = gateway.address(3128);
+    let mut stream = connect_from(crate::harness::client::CLIENT, address).await.unwrap();
+    let request = format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        // One byte at a time: what follows is not ours to read.
+        match tokio::time::timeout(PATIENCE, stream.read_u8()).await.expect("an answer to CONNECT") {
+            Ok(byte) => head.push(byte),
+            Err(_) => break,
+        }
+    }
+    (stream, String::from_utf8(head).unwrap())
+}
+
+fn status(head: &str) -> u16 {
+    head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+}
+
+/// The `allow=` of the last refusal that the gateway has logged for `host`, as YAML.
+async fn suggested(gateway: &Gateway, host: &str) -> String {
+    eventually("a refusal in the log", || async {
+        let log = gateway.stderr();
+        let line =
+            log.lines().rfind(|line| line.contains("egress denied") && line.contains(&format!("host=\"{host}\"")))?;
+        let allow = line.split("allow=\"").nth(1)?;
+        Some(allow.split("\" left_out=").next()?.replace("\\\"", "\""))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn requests_and_tunnels() {
+    let ca = Authority::new("ca");
+    let server = TlsServer::new(&ca.server("api.test"));
+    let origin_server = TlsServer::new(&ca.server("origin.test"));
+    let (api, routed, second) = (Upstream::ok().await, Upstream::ok().await, Upstream::ok().await);
+    let secure = Upstream::h1_tls(&server, |_| crate::harness::upstream::ok()).await;
+    let origin = Upstream::h1_tls(&origin_server, |_| crate::harness::upstream::ok()).await;
+    let (echo, refuses) = (Upstream::echo().await, Upstream::refuses().await);
+    let ca_file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ca_file.path(), ca.pem()).unwrap();
+    let tls = format!("{{mode: SIMPLE, caCertificates: {:?}}}", ca_file.path());
+    let two_ports = format!(
+        "hosts: [api.test]\nlocation: MESH_EXTERNAL\nresolution: STATIC\n\
+         ports: [{{number: 80, name: http, protocol: HTTP}}, {{number: 443, name: tls, protocol: TLS}}]\n\
+         endpoints: [{{address: 127.0.0.1, ports: {{http: {}, tls: {}}}}}]\n",
+        api.address().port(),
+        secure.address().port()
+    );
+    let servers = format!(
+        "{PROXY}- port: {{number: 3129, name: some, protocol: HTTP_PROXY}}\n  hosts: ['*.api.test', api.test]\n"
+    );
+    let gateway = Mesh::new()
+        .servers(&servers, &[3128, 3129])
+        .resource("ServiceEntry", &two_ports)
+        .resource("ServiceEntry", &entry("second.test", 8080, "HTTP", &second))
+        .resource("ServiceEntry", &entry("routed.test", 80, "HTTP", &routed))
+        .resource("ServiceEntry", &entry("origin.test", 443, "HTTPS", &origin))
+        .resource("ServiceEntry", &entry("db.test", 5432, "TCP", &echo))
+        .resource("ServiceEntry", &entry("down.test", 443, "TLS", &refuses))
+        .resource("DestinationRule", &format!("host: origin.test\ntrafficPolicy: {{tls: {tls}}}\n"))
+        .routes("alias.test", "[{route: [{destination: {host: routed.test}}], rewrite: {uri: /r/}}]")
+        .start()
+        .await;
+    let proxy = gateway.address(3128);
+    let mut table = Table::new("forward proxy");
+
+    table.row("absolute form");
+    let mut client = Http1::connect(proxy).await;
+    let request = "GET http://api.test/x?y=1 HTTP/1.1\r\nhost: api.test\r\nproxy-authorization: Basic x\r\n\
+                   proxy-connection: keep-alive\r\n\r\n";
+    let answer = client.exchange(request).await;
+    table.check("answer", &(200, "ok".to_owned()), &(answer.status, answer.text()));
+    let seen = api.take().remove(0);
+    table.check("target and host", &("/x?y=1", Some("api.test")), &(&*seen.target, seen.header("host")));
+    for name in ["proxy-authorization", "proxy-connection"] {
+        table.check(name, &None, &seen.header(name));
+    }
+    table.expect_log(answer.client, 200, "-", "via_upstream");
+    let line = gateway.log_line_of(client.address()).await.unwrap();
+    table.check("cluster", "outbound|80||api.test", line.cluster());
+
+    table.row("another host on the same connection");
+    let answer = client.exchange("GET http://second.test:8080/ HTTP/1.1\r\nhost: second.test:8080\r\n\r\n").await;
+    table.check("status", &200, &answer.status);
+    table.check("host", &Some("second.test:8080"), &second.take()[0].header("host"));
+
+    table.row("a body");
+    let post = "POST http://api.test/p HTTP/1.1\r\nhost: api.test\r\ncontent-length: 5\r\n\r\nhello";
+    table.check("status", &200, &client.exchange(post).await.status);
+    table.check("body", &b"hello"[..], &api.take()[0].body[..]);
+
+    table.row("the target counts, not the Host header");
+    let answer = client.exchange("GET http://api.test/ HTTP/1.1\r\nhost: second.test:8080\r\n\r\n").await;
+    table.check("status", &200, &answer.status);
+    table.check("host", &Some("api.test"), &api.take()[0].header("host"));
+    table.check("nothing there", &0, &second.take().len());
+
+    table.row("origin form");
+    table.check("status", &200, &client.get("api.test", "/origin").await.status);
+
+    table.row("upper case is the same host");
+    table.check("status", &200, &client.exchange("GET http://API.Test/ HTTP/1.1\r\nhost: x\r\n\r\n").await.status);
+
+    table.row("routes of VirtualServices come first");
+    table.check(
+        "status",
+        &200,
+        &client.exchange("GET http://alias.test/a HTTP/1.1\r\nhost: alias.test\r\n\r\n").await.status,
+    );
+    table.check("rewritten", "/r/a", &*routed.take()[0].target);
+
+    table.row("TLS is begun where the DestinationRule says so");
+    let answer = client.exchange("GET http://origin.test:443/ HTTP/1.1\r\nhost: origin.test:443\r\n\r\n").await;
+    table.check("status", &200, &answer.status);
+    let handshake = origin_server.handshake_seen().await.unwrap();
+    table.check("SNI", &Some("origin.test"), &handshake.server_name.as_deref());
+
+    table.row("CONNECT to TLS");
+    let (stream, head) = ask_for_tunnel(&gateway, "api.test:443").await;
+    let from = stream.local_addr().unwrap();
+    table.check("status line", "HTTP/1.1 200 OK", head.lines().next().unwrap_or_default());
+    for name in ["content-length", "transfer-encoding", "connection"] {
+        table.check(name, &false, &head.contains(name));
+    }
+    let connected = Settings::new(&[&ca]).client().handshake(stream, "api.test").await.unwrap();
+    let seen = server.handshake_seen().await.unwrap();
+    table.check("SNI", &Some("api.test"), &seen.server_name.as_deref());
+    let mut inner = connected.http1();
+    table.check("answer", &200, &inner.get("api.test", "/secret").await.status);
+    drop(inner);
+    let line = gateway.log_line_of(from).await.unwrap();
+    table.check("request", "CONNECT - HTTP/1.1", line.request());
+    table.check("code", "200", line.code());
+    table.check("cluster", "outbound|443||api.test", line.cluster());
+    table.check("authority", "api.test:443", line.authority());
+    table.check("upstream", &*secure.address().to_string(), line.upstream_host());
+
+    table.row("CONNECT to TLS whose rule begins TLS: the client's own goes through");
+    let (stream, head) = ask_for_tunnel(&gateway, "origin.test:443").await;
+    table.check("status", &200, &status(&head));
+    let mut inner = Settings::new(&[&ca]).client().handshake(stream, "origin.test").await.unwrap().http1();
+    table.check("answer", &200, &inner.get("origin.test", "/").await.status);
+
+    table.row("CONNECT to TCP, with what comes at once");
+    let (mut stream, head) = ask_for_tunnel(&gateway, "db.test:5432").await;
+    table.check("status", &200, &status(&head));
+    stream.write_all(b"hello").await.unwrap();
+    let mut echoed = [0; 5];
+    stream.read_exact(&mut echoed).await.unwrap();
+    table.check("echo", b"hello", &echoed);
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    table.check("the end passes through", &0, &rest.len());
+
+    table.row("CONNECT over HTTP/2");
+    let mut client = Http2::connect(proxy).await;
+    let request = Request::connect("db.test:5432").body(()).unwrap();
+    let (response, mut sender) = client.open(request, false).await.unwrap();
+    sender.send_data(Bytes::from_static(b"ping"), true).unwrap();
+    let answer = read_h2(response).await;
+    table.check("answer", &(200, "ping".to_owned()), &(answer.status, answer.text()));
+
+    table.row("HTTP/2 requests");
+    table.check("status", &200, &client.get("api.test", "/two").await.status);
+
+    for (row, authority, code, details) in [
+        ("CONNECT to an unknown host", "unknown.test:443", 502, "egress_denied{unknown_host}"),
+        ("CONNECT to an unknown port", "api.test:22", 502, "egress_denied{unknown_port}"),
+    ] {
+        table.row(row);
+        let (stream, head) = ask_for_tunnel(&gateway, authority).await;
+        table.check("status", &code, &status(&head));
+        table.expect_log(stream.local_addr().ok(), code, "-", details);
+    }
+    table.row("CONNECT to what refuses");
+    let (stream, head) = ask_for_tunnel(&gateway, "down.test:443").await;
+    table.check("status", &503, &status(&head));
+    let refused =
+        "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
+    table.expect_log(stream.local_addr().ok(), 503, "UF", refused);
+
+    for (row, port, url, code, body, details) in [
+        ("unknown host", 3128, "http://unknown.test/", 502, "no ServiceEntry has this host", "unknown_host"),
+        ("unknown port", 3128, "http://api.test:81/", 502, "no ServiceEntry has this port of the host", "unknown_port"),
+        ("clear text to TLS", 3128, "http://api.test:443/", 403, "this port is for TLS: use https", "clear_text"),
+        (
+            "host of no server",
+            3129,
+            "http://second.test:8080/",
+            502,
+            "the Gateway's server is not for this host",
+            "host_not_served",
+        ),
+    ] {
+        table.row(row);
+        let mut client = Http1::connect(gateway.address(port)).await;
+        let answer = client.exchange(format!("GET {url} HTTP/1.1\r\nhost: x\r\n\r\n")).await;
+        table.check("answer", &(code, format!("egress denied: {body}")), &(answer.status, answer.text()));
+        table.expect_log(answer.client, code, "-", &format!("egress_denied{{{details}}}"));
+    }
+    table.row("a server for some hosts");
+    let answer =
+        Http1::connect(gateway.address(3129)).await.exchange("GET http://api.test/ HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    table.check("status", &200, &answer.status);
+
+    table.check_logs(&gateway).await;
+    let page = gateway.metrics_page().await;
+    table.row("metrics");
+    for part in [
+        "fairlead_egress_denied_total{reason=\"unknown_host\",source=\"127.0.0.2\",host=\"unknown.test\",port=\"443\",sni=\"\"} 1",
+        "fairlead_egress_denied_total{reason=\"unknown_host\",source=\"127.0.0.2\",host=\"unknown.test\",port=\"80\",sni=\"\"} 1",
+        "destination_service=\"BlackHoleCluster\"",
+    ] {
+        table.check(part, &true, &page.contains(part));
+    }
+    table.finish();
+}
+
+/// What is refused tells how to allow it; that, put into the directory, allows it.
+#[tokio::test]
+async fn refusals_say_what_allows_them() {
+    let backend = Upstream::ok_on(&["127.0.0.3".parse().unwrap()]).await.remove(0);
+    let dns = DnsServer::start().await;
+    dns.set("wanted.test", &[backend.address().ip()], 60);
+    let port = backend.address().port();
+    let gateway = Mesh::new()
+        .servers(PROXY, &[3128])
+        .builder()
+        .argument("--name-server")
+        .argument(&dns.address().to_string())
+        .start()
+        .await
+        .unwrap();
+    let request = format!("GET http://wanted.test:{port}/ HTTP/1.1\r\nhost: wanted.test:{port}\r\n\r\n");
+    let mut client = Http1::connect(gateway.address(3128)).await;
+    assert_eq!(client.exchange(&request).await.status, 502);
+    let suggestion = suggested(&gateway, "wanted.test").await;
+    gateway.write("learned.yaml", &suggestion).await;
+    eventually("the host is allowed", || async {
+        let answer = Http1::connect(gateway.address(3128)).await.exchange(&request).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(gateway.config_status().await["diagnostics"], serde_json::Value::Array(Vec::new()));
+    std::fs::remove_file(gateway.config().join("learned.yaml")).unwrap();
+    eventually("and refused again", || async {
+        let answer = Http1::connect(gateway.address(3128)).await.exchange(&request).await;
+        (answer.status == 502).then_some(())
+    })
+    .await;
+}
+
+/// `outboundTrafficPolicy: {mode: ALLOW_ANY}`: unknown hosts are resolved, and may stand for public addresses.
+#[tokio::test]
+async fn unknown_hosts_on_demand() {
+    let backend = Upstream::ok_on(&["127.0.0.3".parse().unwrap()]).await.remove(0);
+    let (ip, port) = (backend.address().ip(), backend.address().port());
+    let dns = DnsServer::start().await;
+    dns.set("any.test", &[ip], 60);
+    dns.set("self.test", &["127.0.0.1".parse().unwrap()], 60);
+    dns.set_absent("absent.test");
+    let mesh = Mesh::new().servers(PROXY, &[3128]).mesh_config("outboundTrafficPolicy: {mode: ALLOW_ANY}\n");
+    let start = async |allow: Option<&str>| {
+        let mut builder = mesh.builder().argument("--name-server").argument(&dns.address().to_string());
+        if let Some(range) = allow {
+            builder = builder.argument("--egress-allow").argument(range);
+        }
+        builder.start().await.unwrap()
+    };
+    let mut table = Table::new("outboundTrafficPolicy ALLOW_ANY");
+    let (public, local) = (start(None).await, start(Some("127.0.0.0/8")).await);
+    let own = local.address(3128).port();
+    let admin = local.admin().port();
+    for (row, gateway, authority, code, details) in [
+        ("a private address", &public, format!("any.test:{port}"), 403, "egress_denied{forbidden_address}"),
+        ("a private literal", &public, format!("{ip}:{port}"), 403, "egress_denied{forbidden_address}"),
+        ("metadata of the cloud", &public, "169.254.169.254:80".to_owned(), 403, "egress_denied{forbidden_address}"),
+        ("allowed", &local, format!("any.test:{port}"), 200, "via_upstream"),
+        ("an allowed literal", &local, format!("{ip}:{port}"), 200, "via_upstream"),
+        ("no such name", &local, format!("absent.test:{port}"), 503, "dns_resolution_failure"),
+        ("back to the proxy", &local, format!("self.test:{own}"), 403, "egress_denied{loop}"),
+        ("to the admin port", &local, format!("self.test:{admin}"), 403, "egress_denied{loop}"),
+    ] {
+        table.row(format!("{row}, by request"));
+        let request = format!("GET http://{authority}/ HTTP/1.1\r\nhost: {authority}\r\n\r\n");
+        let answer = Http1::connect(gateway.address(3128)).await.exchange(request).await;
+        table.check("status", &code, &answer.status);
+        let flags = if code == 503 { "DF" } else { "-" };
+        table.expect_log(answer.client, code, flags, details);
+        table.check_logs(gateway).await;
+        if code == 200 {
+            let line = gateway.log_line_of(answer.client.unwrap()).await.unwrap();
+            table.check("cluster", "PassthroughCluster", line.cluster());
+            table.check("upstream", &*backend.address().to_string(), line.upstream_host());
+        }
+        table.row(format!("{row}, by tunnel"));
+        let (stream, head) = ask_for_tunnel(gateway, &authority).await;
+        table.check("status", &code, &status(&head));
+        if code == 200 {
+            table.check("answer", &200, &Http1::over(stream).get("any.test", "/").await.status);
+        }
+    }
+    table.finish();
+}
+
+/// A tunnel ends with either side, and leaves nothing behind.
+#[tokio::test]
+async fn tunnels_end() {
+    let closes = Upstream::raw(|mut stream, _| async move {
+        let mut byte = [0];
+        let _ = stream.read_exact(&mut byte).await;
+        let _ = stream.write_all(b"bye").await;
+    })
+    .await;
+    let echo = Upstream::echo().await;
+    let gateway = Mesh::new()
+        .servers(PROXY, &[3128])
+        .resource("ServiceEntry", &entry("closes.test", 9000, "TCP", &closes))
+        .resource("ServiceEntry", &entry("echo.test", 9000, "TCP", &echo))
+        .resource(
+            "DestinationRule",
+            "host: echo.test\ntrafficPolicy: {connectionPool: {tcp: {maxConnections: 1, idleTimeout: 500ms}}}\n",
+        )
+        .start()
+        .await;
+    let (mut stream, _) = ask_for_tunnel(&gateway, "closes.test:9000").await;
+    stream.write_all(b"x").await.unwrap();
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await.unwrap();
+    assert_eq!(all, b"bye");
+
+    let (stream, head) = ask_for_tunnel(&gateway, "echo.test:9000").await;
+    assert_eq!(status(&head), 200);
+    let (refused, head) = ask_for_tunnel(&gateway, "echo.test:9000").await;
+    assert_eq!(status(&head), 503, "one connection is allowed");
+    let line = gateway.log_line_of(refused.local_addr().unwrap()).await.unwrap();
+    assert_eq!(line.flags(), "UO");
+    let mut idle = Http1::over(stream);
+    assert_eq!(idle.ended(PATIENCE).await, End::Closed, "idle for too long");
+    eventually("its place is free again", || async {
+        let (_, head) = ask_for_tunnel(&gateway, "echo.test:9000").await;
+        (status(&head) == 200).then_some(())
+    })
+    .await;
+    eventually("no connection is left", || async { (echo.open() <= 1).then_some(()) }).await;
+}
+
+/// `HTTPS_PROXY=http://egress:3128 curl https://api.example.com`, for real.
+#[tokio::test]
+async fn curl_goes_through() {
+    if !peer::available("curl") {
+        return;
+    }
+    let ca = Authority::new("ca");
+    let server = TlsServer::new(&ca.server("api.example.com"));
+    let secure = Upstream::h1_tls(&server, |_| crate::harness::upstream::ok()).await;
+    let plain = Upstream::ok().await;
+    let ca_file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ca_file.path(), ca.pem()).unwrap();
+    let gateway = Mesh::new()
+        .servers(PROXY, &[3128])
+        .resource("ServiceEntry", &entry("api.example.com", 443, "TLS", &secure))
+        .resource("ServiceEntry", &entry("plain.example.com", 80, "HTTP", &plain))
+        .start()
+        .await;
+    let curl = async |url: &str| {
+        let mut command = std::process::Command::new("curl");
+        let proxy = format!("http://{}", gateway.address(3128));
+        command.env("HTTPS_PROXY", &proxy).env("http_proxy", &proxy).env_remove("NO_PROXY").env_remove("no_proxy");
+        command.args(["-q", "--silent", "--max-time", "20", "--cacert"]).arg(ca_file.path());
+        command.args(["--output", "/dev/null", "--write-out", "%{http_code} %{http_connect}"]).arg(url);
+        let output = run(command).await;
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(curl("https://api.example.com/").await, "200 200");
+    assert_eq!(curl("http://plain.example.com/").await, "200 000");
+    assert_eq!(curl("https://else.example.com/").await, "000 502");
+    assert_eq!(curl("http://else.example.com/").await, "502 000");
+}

@@ -7,8 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::PATIENCE;
 use crate::harness::client::{CLIENT, End, Http1, Response, connect_from};
+use crate::harness::dns::DnsServer;
 use crate::harness::gateway::{Gateway, LogLine};
-use crate::harness::sample::Pki;
+use crate::harness::sample::{self, Pki};
 use crate::harness::tls_client::{Refusal, Settings};
 use crate::harness::tls_server::{Handshake, TlsServer};
 use crate::harness::upstream::{Upstream, ok};
@@ -270,4 +271,58 @@ async fn external_proxy() {
 
     refused(&gateway, "other.example.org", "NR").await;
     assert!(asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_forward_proxy() {
+    let pki = Pki::new();
+    let server = TlsServer::new(&pki.server);
+    let (plain, secure) = (Upstream::ok().await, Upstream::h1_tls(&server, |_| ok()).await);
+    let gateway = pki.start("egress-forward-proxy", &[3128], &[("http: 8080", &plain), ("tls: 9443", &secure)]).await;
+
+    let mut client = Http1::connect(gateway.address(3128)).await;
+    let response = client.exchange(format!("GET http://{EDITION}/path HTTP/1.1\r\nhost: {EDITION}\r\n\r\n")).await;
+    arrived(&gateway, &response, EDITION, "outbound|80||edition.example.com", &plain).await;
+
+    let (stream, head) = super::forward_proxy::ask_for_tunnel(&gateway, &format!("{EDITION}:443")).await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let mut inner = pki.trusting().client().handshake(stream, EDITION).await.unwrap().http1();
+    assert_eq!(inner.get(EDITION, "/").await.status, 200);
+
+    let response = client.exchange("GET http://other.example.com/ HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert_eq!(response.status, 502);
+    gateway
+        .says("allow=\"{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: other-example-com}")
+        .await;
+}
+
+#[tokio::test]
+async fn dynamic_dns() {
+    let pki = Pki::new();
+    let server = TlsServer::new(&pki.server);
+    let (plain, secure) = (Upstream::ok().await, Upstream::h1_tls(&server, |_| ok()).await);
+    let dns = DnsServer::start().await;
+    dns.set("www.example.com", &[plain.address().ip()], 3600);
+    dns.set("evil.example.com", &["10.0.0.1".parse().unwrap()], 3600);
+    let text = std::fs::read_to_string(sample::directory("egress-dynamic-dns").join("gateway.yaml")).unwrap();
+    // The sample's ports are those of real hosts; the last ones are the ServiceEntry's.
+    let (servers, entry) = text.split_at(text.rfind("ports:").unwrap());
+    let (http, tls) = (plain.address().port(), secure.address().port());
+    let entry = entry.replace("protocol: HTTP}", &format!("protocol: HTTP, targetPort: {http}}}"));
+    let entry = entry.replace("protocol: TLS}", &format!("protocol: TLS, targetPort: {tls}}}"));
+    let text = format!("{servers}{entry}");
+    let mut builder = Gateway::builder().file("gateway.yaml", text).ports(&[80, 443]);
+    let name_server = dns.address().to_string();
+    for argument in ["--label", "istio=egressgateway", "--name-server", &name_server, "--egress-allow", "127.0.0.0/8"] {
+        builder = builder.argument(argument);
+    }
+    let gateway = builder.start().await.unwrap();
+
+    arrives(&gateway, "www.example.com", "outbound|80||*.example.com", &plain).await;
+    passes(&pki, &gateway, "www.example.com", "outbound|443||*.example.com", (&server, &secure)).await;
+    no_such_host(&gateway, "www.example.org").await;
+    let response = Http1::connect(gateway.address(80)).await.get("evil.example.com", "/").await;
+    assert_eq!((response.status, &*response.text()), (403, "egress denied: the host has no public address"));
+    // An egress gateway explains what it has no route for, too.
+    gateway.says("reason=no_route").await;
 }

@@ -3,6 +3,7 @@
 //! Beyond Istio, whose gateways have no forward proxies. Source: `reference/networking.md` §7.1 for what sidecars do.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::MeshSettings;
 use super::protocol::Protocol;
@@ -28,6 +29,7 @@ pub(super) struct Egress {
     /// What it was made of.
     registry: Arc<Registry>,
     retry: Option<Arc<RetryPolicy>>,
+    connect_timeout: Duration,
 }
 
 /// What forward proxies let out; `None` if there are no forward proxies. The same as in the compile before if nothing
@@ -45,6 +47,7 @@ pub(super) fn gather(
     } else if !memo.as_ref().is_some_and(|known| {
         Arc::ptr_eq(&known.registry, registry)
             && known.retry == mesh.retry
+            && known.connect_timeout == mesh.clusters.connect_timeout
             && known.passthrough.is_some() == mesh.allows_unknown_hosts
     }) {
         *memo = Some(Arc::new(make(registry, mesh, namespace)));
@@ -105,6 +108,7 @@ fn make(registry: &Arc<Registry>, mesh: &MeshSettings, namespace: &str) -> Egres
         clusters: special,
         registry: Arc::clone(registry),
         retry: mesh.retry.clone(),
+        connect_timeout: mesh.clusters.connect_timeout,
     }
 }
 

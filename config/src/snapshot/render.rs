@@ -622,6 +622,7 @@ fn endpoints(endpoints: &Endpoints) -> Vec<String> {
         }
         Endpoints::StrictDns(endpoints) => endpoints.iter().map(|endpoint| dns("dns", endpoint)).collect(),
         Endpoints::LogicalDns(endpoint) => vec![dns("dns (first address)", endpoint)],
+        Endpoints::Dynamic(DynamicDns { suffix, port: 0 }) => vec![format!("dns on demand *{suffix}, any port")],
         Endpoints::Dynamic(DynamicDns { suffix, port }) => vec![format!("dns on demand *{suffix}:{port}")],
     }
 }

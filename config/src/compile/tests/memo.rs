@@ -494,6 +494,13 @@ fn versions() -> Vec<Vec<Arc<Resource>>> {
             mesh_config("defaultTrafficPolicy: {outlierDetection: {}}"),
             mesh_config("localityLbSetting: {distribute: [{from: a, to: {a/b: 80, d: 20}}]}"),
             mesh_config("localityLbSetting: {enabled: false}"),
+            mesh_config("outboundTrafficPolicy: {mode: ALLOW_ANY}"),
+            mesh_config("{outboundTrafficPolicy: {mode: ALLOW_ANY}, connectTimeout: 3s}"),
+        ],
+        vec![
+            gateway("gw", "proxy", "{port: {number: 3128, name: p, protocol: HTTP_PROXY}, hosts: ['*']}"),
+            gateway("gw", "proxy", "{port: {number: 3128, name: p, protocol: HTTP_PROXY}, hosts: ['*.com']}"),
+            gateway("gw", "proxy", "{port: {number: 3128, name: p, protocol: HTTP}, hosts: ['*']}"),
         ],
     ];
     let resource = |text: &String| {

@@ -1,5 +1,7 @@
 //! The three ports beside the listeners: admin (what the gateway does and why), status (readiness), metrics.
 
+mod clusters;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -116,6 +118,7 @@ impl Admin {
             .route("/config/status", get(config_status))
             .route("/config/routes", get(config_routes))
             .route("/certs", get(certs))
+            .route("/clusters", get(clusters))
             .route("/stats/prometheus", get(metrics))
             .fallback(unknown_path);
         let status = Router::new().route("/healthz/ready", get(healthz));
@@ -148,10 +151,11 @@ impl Admin {
 }
 
 /// One line for each page.
-const PAGES: [(&str, &str); 7] = [
+const PAGES: [(&str, &str); 8] = [
     ("/", "this list"),
     ("/help", "this list"),
     ("/certs", "certificates in use, the soonest to expire first, as JSON"),
+    ("/clusters", "endpoints of every cluster: requests under way, health, weight, locality, priority"),
     ("/config/status", "every file, resource, diagnostic and listener, as JSON"),
     ("/config/routes", "what the configuration compiles to: listeners, hosts, routes in order, clusters, as JSON"),
     ("/ready", "200 if this gateway should get traffic"),
@@ -190,6 +194,10 @@ fn readiness(admin: &Admin, name_it: bool) -> Response {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     text(StatusCode::OK, admin.gateway.metrics_page())
+}
+
+async fn clusters(State(admin): State<Arc<Admin>>) -> Response {
+    text(StatusCode::OK, clusters::page(&admin.gateway.state.load()))
 }
 
 async fn config_status(State(admin): State<Arc<Admin>>) -> Response {

@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::harness::client::Http1;
 use crate::harness::mesh::Mesh;
 use crate::harness::status::{Status, text};
+use crate::harness::upstream::Upstream;
 
 #[tokio::test]
 async fn readiness() {
@@ -39,4 +40,24 @@ async fn configuration() {
     let response = Http1::connect(gateway.admin()).await.get("localhost", "/config/routes").await;
     let routes: Value = serde_json::from_slice(&response.body).expect("JSON");
     assert_eq!(routes["listeners"][0]["hosts"][0]["domain"], "a.test");
+}
+
+/// The page of endpoints has Envoy's lines.
+#[tokio::test]
+async fn clusters() {
+    let upstream = Upstream::h1(|_| crate::harness::upstream::status(503)).await;
+    let rule = "host: a.test\ntrafficPolicy: {outlierDetection: {consecutive5xxErrors: 1, maxEjectionPercent: 100}}\n";
+    let mesh =
+        Mesh::new().http("a.test", &[upstream.address()]).resource("DestinationRule", rule).route("a.test", "a.test");
+    let gateway = mesh.start().await;
+    let page = async || Http1::connect(gateway.admin()).await.get("localhost", "/clusters").await.text();
+    let line = |fact: &str| format!("outbound|80||a.test::{}::{fact}\n", upstream.address());
+    let before = page().await;
+    for fact in
+        ["rq_active::0", "health_flags::healthy", "weight::1", "region::", "zone::", "sub_zone::", "priority::0"]
+    {
+        assert!(before.contains(&line(fact)), "{fact}: {before}");
+    }
+    assert_eq!(Http1::connect(gateway.address(80)).await.get("a.test", "/").await.status, 503);
+    assert!(page().await.contains(&line("health_flags::/failed_outlier_check")));
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use config::snapshot::egress::PortProtocol;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::exchange::{Cut, Exchange};
 use super::timers::Idle;
@@ -29,7 +29,7 @@ use crate::upstream::outlier::Outcome;
 /// How long a client may take to begin TLS after the answer. Source: Envoy's listener filter timeout in Istio.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes read from the upstream at once.
-const READ_SIZE: usize = 32 * 1024;
+const READ_SIZE: usize = 16 * 1024;
 
 /// What a tunnel is for.
 pub(super) struct Wanted {
@@ -101,7 +101,8 @@ pub(super) async fn connect<S: ClientStream>(
     exchange.send_head(stream, false);
 
     let mut hello = (wanted.protocol == PortProtocol::Tls).then(|| Hello::new(&wanted.host));
-    let mut tunnel = Tunnel { upstream, rest: Bytes::new(), client: Side::Open, server: Side::Open };
+    let mut tunnel =
+        Tunnel { upstream, rest: Bytes::new(), buffer: BytesMut::new(), client: Side::Open, server: Side::Open };
     let mut idle = limits.idle_timeout.map(Idle::new);
     let mut lifetime = limits.max_connection_duration.map(|limit| Box::pin(tokio::time::sleep(limit)));
     let end = poll_fn(|cx| {
@@ -168,6 +169,8 @@ struct Tunnel {
     upstream: Transport,
     /// From the client, and not written yet.
     rest: Bytes,
+    /// From the upstream, empty between reads.
+    buffer: BytesMut,
     client: Side,
     server: Side,
 }
@@ -265,13 +268,13 @@ impl Tunnel {
             if stream.poll_ready(cx)?.is_pending() {
                 return Ok(Poll::Pending);
             }
-            let mut buffer = [0; READ_SIZE];
-            let mut read = ReadBuf::new(&mut buffer);
-            match Pin::new(&mut self.upstream).poll_read(cx, &mut read) {
-                Poll::Ready(Ok(())) if read.filled().is_empty() => self.server = Side::Ended,
-                Poll::Ready(Ok(())) => {
-                    exchange.facts.bytes_sent += read.filled().len() as u64;
-                    stream.send_data(Bytes::copy_from_slice(read.filled()));
+            self.buffer.reserve(READ_SIZE);
+            // The future of `read_buf` holds no state of its own, so a new one each time loses nothing.
+            match pin!(self.upstream.read_buf(&mut self.buffer)).poll(cx) {
+                Poll::Ready(Ok(0)) => self.server = Side::Ended,
+                Poll::Ready(Ok(count)) => {
+                    exchange.facts.bytes_sent += count as u64;
+                    stream.send_data(self.buffer.split().freeze());
                 }
                 Poll::Ready(Err(error)) => return Ok(Poll::Ready(Err(error))),
                 Poll::Pending => return Ok(Poll::Pending),

@@ -75,6 +75,9 @@ pub(super) async fn forward<S: ClientStream>(
     let Some(active) = cluster.usage.acquire(|usage| &usage.requests, limits.max_requests) else {
         return exchange.fail(stream, Failure::Upstream { reset: Reset::Overflow, retried: false }).await;
     };
+    if let Some(interval) = limits.retry_budget.and_then(|budget| budget.interval) {
+        cluster.usage.note_request(interval);
+    }
     exchange.facts.attempts = 1;
     let timeouts = prepare(exchange, action, destination);
     let body = RequestState::new(stream, action.retry.is_some(), Mirrors::start(exchange, action));
@@ -635,8 +638,14 @@ impl<S: ClientStream> Forwarding<'_, S> {
         let usage = &self.cluster.usage;
         let allowed = match limits.retry_budget {
             Some(budget) => {
-                let active = usage.requests.load(Ordering::Relaxed) + usage.pending.load(Ordering::Relaxed);
-                ((f64::from(active) * budget.percent / 100.0) as u32).max(budget.min_concurrency)
+                let of = match budget.interval {
+                    Some(interval) => usage.recent(interval),
+                    None => {
+                        let (active, pending) = (&usage.requests, &usage.pending);
+                        f64::from(active.load(Ordering::Relaxed) + pending.load(Ordering::Relaxed))
+                    }
+                };
+                ((of * budget.percent / 100.0) as u32).max(budget.min_concurrency)
             }
             None => limits.max_retries,
         };

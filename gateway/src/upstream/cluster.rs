@@ -6,12 +6,14 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
 use arc_swap::ArcSwap;
 use config::snapshot::cluster as snapshot;
 use config::snapshot::cluster::{ClusterName, DynamicDns, Endpoints};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::balancer::{Balancer, Member, Members, Pick};
 use super::endpoint::{Address, Endpoint, Target};
@@ -94,6 +96,8 @@ pub struct Usage {
     pub requests: AtomicU32,
     /// Retries under way.
     pub retries: AtomicU32,
+    /// Requests that began of late; kept only where a retry budget asks.
+    recent: Mutex<Recent>,
     /// Held while it is decided who is ejected.
     ejecting: Mutex<()>,
     /// Counts changes of who is ejected.
@@ -122,6 +126,18 @@ impl Usage {
             && self.connections.load(Ordering::SeqCst) >= max_connections
     }
 
+    /// Takes note of a request that begins, for [`Usage::recent`].
+    pub fn note_request(&self, interval: Duration) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.roll(Instant::now(), interval);
+        recent.current = recent.current.saturating_add(1);
+    }
+
+    /// About how many requests have begun within the last `interval`.
+    pub fn recent(&self, interval: Duration) -> f64 {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).estimate(Instant::now(), interval)
+    }
+
     /// Changes so far of who is ejected; what was made of fewer is out of date.
     pub fn ejections(&self) -> u64 {
         self.ejection_changes.load(Ordering::SeqCst)
@@ -139,6 +155,36 @@ impl Usage {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| (taken < limit).then(|| taken + 1))
             .ok()
             .map(|_| Permit { usage: Arc::clone(self), counter })
+    }
+}
+
+/// Counts within a sliding interval, by two that stand: what the older one is still worth is in proportion to how much of
+/// it the interval covers.
+#[derive(Debug, Default)]
+struct Recent {
+    since: Option<Instant>,
+    current: u32,
+    previous: u32,
+}
+
+impl Recent {
+    fn roll(&mut self, now: Instant, interval: Duration) {
+        let age = self.since.map(|since| now.saturating_duration_since(since));
+        match age {
+            Some(age) if age < interval => {}
+            Some(age) if age < interval * 2 => {
+                self.since = self.since.map(|since| since + interval);
+                self.previous = std::mem::take(&mut self.current);
+            }
+            _ => *self = Self { since: Some(now), current: 0, previous: 0 },
+        }
+    }
+
+    fn estimate(&mut self, now: Instant, interval: Duration) -> f64 {
+        self.roll(now, interval);
+        let age = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let covered = 1.0 - (age.as_secs_f64() / interval.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0);
+        f64::from(self.current) + f64::from(self.previous) * covered
     }
 }
 

@@ -220,12 +220,18 @@ pub async fn watch_over(mut states: watch::Receiver<Arc<State>>) {
 
 #[derive(Default)]
 struct Looks {
+    /// The clusters of the last state.
+    seen: Option<Arc<AHashMap<ClusterName, Arc<Cluster>>>>,
     clusters: AHashMap<ClusterName, (Instant, Arc<Cluster>)>,
     due: BTreeSet<(Instant, ClusterName)>,
 }
 
 impl Looks {
     fn follow(&mut self, state: &State) {
+        if self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &state.clusters)) {
+            return;
+        }
+        self.seen = Some(Arc::clone(&state.clusters));
         let now = Instant::now();
         let mut clusters = AHashMap::new();
         for (name, cluster) in &*state.clusters {

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use config::snapshot::balancing::{Balancing, BalancingPolicy, OutlierDetection, Placement};
 use config::snapshot::cluster::{ClusterName, DnsEndpoint, Endpoint as Configured, EndpointAddress, ServiceIdentity};
 
@@ -77,6 +75,20 @@ fn permits_end_at_the_limit_and_come_back() {
     assert!(usage.acquire(|usage| &usage.requests, 1).is_none());
     drop(first);
     assert!(usage.acquire(|usage| &usage.requests, 1).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_of_late_are_counted() {
+    let usage = Usage::default();
+    let interval = Duration::from_secs(10);
+    (0..20).for_each(|_| usage.note_request(interval));
+    assert!((usage.recent(interval) - 20.0).abs() < 0.1);
+    tokio::time::advance(Duration::from_secs(15)).await;
+    assert!((usage.recent(interval) - 10.0).abs() < 0.1, "half of them count");
+    usage.note_request(interval);
+    assert!((usage.recent(interval) - 11.0).abs() < 0.1);
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert!(usage.recent(interval) < 0.1);
 }
 
 #[test]

@@ -40,20 +40,18 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
     for (host, entries) in groups {
         let namespace = entries[0].namespace();
         let mut inputs: Vec<&Arc<Resource>> = entries.iter().map(|entry| entry.resource).collect();
-        let mut selected = Vec::new();
-        for entry in &entries {
-            let Some(selector) = &entry.spec.workload_selector else { continue };
-            for workload in gathering.workloads.select(namespace, &selector.labels) {
-                inputs.push(workload.entry.resource);
-                selected.push(workload);
-            }
-        }
+        let select = |entry: &Object<'a, ServiceEntry>| match &entry.spec.workload_selector {
+            Some(selector) => gathering.workloads.select(namespace, &selector.labels),
+            None => Vec::new(),
+        };
+        let selected: Vec<Vec<Workload<'a>>> = entries.iter().map(select).collect();
+        inputs.extend(selected.iter().flatten().map(|workload| workload.entry.resource));
         let host: Arc<str> = host.into();
         gathering.add((Arc::clone(namespace), Arc::clone(&host), false), &inputs, |gathering, inputs| {
             let mut report = Report::default();
             let ports = ports(&entries, &mut report);
             let own = gathering.options.locality();
-            let backends = backends(&host, &entries, &selected, &ports, own, &mut report);
+            let backends = backends(&host, &entries, &selected, own, &mut report);
             let is_internal = entries[0].spec.location == Location::MeshInternal;
             let mut subject_alt_names: Vec<Arc<str>> = Vec::new();
             for name in entries.iter().flat_map(|entry| &entry.spec.subject_alt_names) {
@@ -67,7 +65,7 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
                     name: Arc::clone(&host),
                     namespace: Arc::clone(namespace),
                 }),
-                ports: ports.into_iter().map(|(port, _)| port).collect(),
+                ports,
                 alias: None,
                 visible: true,
                 speaks_mutual_tls: is_internal && backends.speak_mutual_tls(),
@@ -81,9 +79,9 @@ pub(super) fn gather<'a>(world: &World<'a>, gathering: &mut Gathering<'a>) {
     }
 }
 
-/// The ports of all entries with their target ports; the first definition of a number wins.
-fn ports(entries: &[Object<'_, ServiceEntry>], report: &mut Report) -> Vec<(ServicePort, u16)> {
-    let mut ports: Vec<(ServicePort, u16)> = Vec::new();
+/// The ports of all entries; the first definition of a number wins.
+fn ports(entries: &[Object<'_, ServiceEntry>], report: &mut Report) -> Vec<ServicePort> {
+    let mut ports: Vec<ServicePort> = Vec::new();
     for entry in entries {
         let ServiceEntry {
             hosts: _,
@@ -101,14 +99,13 @@ fn ports(entries: &[Object<'_, ServiceEntry>], report: &mut Report) -> Vec<(Serv
         let spec = Field::spec(entry.resource);
         let list = spec.name("ports");
         for (i, port) in entry_ports.iter().enumerate() {
-            let service_entry::ServicePort { number, protocol, name, target_port } = port;
+            let service_entry::ServicePort { number, protocol, name, target_port: _ } = port;
             let Ok(number) = u16::try_from(*number) else { continue };
-            let target = u16::try_from(*target_port).ok().filter(|&target| target != 0).unwrap_or(number);
             let protocol = if protocol.is_empty() { Protocol::Auto } else { Protocol::parse(protocol) };
             let port = ServicePort { number, name: name.clone(), protocol };
-            match ports.iter().find(|(known, _)| known.number == number) {
-                None => ports.push((port, target)),
-                Some((known, _)) if known.protocol != port.protocol => report.warning(
+            match ports.iter().find(|known| known.number == number) {
+                None => ports.push(port),
+                Some(known) if known.protocol != port.protocol => report.warning(
                     Code::ConflictingServiceEntryProtocols,
                     list.index(i),
                     format!("an older ServiceEntry gives port {number} of this host another protocol"),
@@ -120,18 +117,37 @@ fn ports(entries: &[Object<'_, ServiceEntry>], report: &mut Report) -> Vec<(Serv
     ports
 }
 
+/// A port of one entry, for the endpoints of that entry.
+struct OwnPort<'a> {
+    number: u16,
+    name: &'a str,
+    target: u16,
+}
+
+fn own_ports<'a>(entry: &Object<'a, ServiceEntry>) -> Vec<OwnPort<'a>> {
+    let ports = entry.spec.ports.iter().filter_map(|port| {
+        let number = u16::try_from(port.number).ok()?;
+        let target = u16::try_from(port.target_port).ok().filter(|&target| target != 0).unwrap_or(number);
+        Some(OwnPort { number, name: &port.name, target })
+    });
+    ports.collect()
+}
+
+/// The endpoints of all entries, each for the ports of its own entry: it may have no others. `selected` are the
+/// workloads of each entry.
 fn backends(
     host: &Arc<str>,
     entries: &[Object<'_, ServiceEntry>],
-    selected: &[Workload<'_>],
-    ports: &[(ServicePort, u16)],
+    selected: &[Vec<Workload<'_>>],
     own: Locality<'_>,
     report: &mut Report,
 ) -> Backends {
     let resolution = entries[0].spec.resolution;
     let is_static = resolution == Resolution::Static;
+    let is_dns = matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin);
     let mut backends = Vec::new();
-    for entry in entries {
+    for (entry, selected) in entries.iter().zip(selected) {
+        let ports = own_ports(entry);
         let spec = Field::spec(entry.resource);
         match entry.spec.resolution {
             Resolution::None => report.warning(
@@ -144,7 +160,7 @@ fn backends(
         let list = spec.name("endpoints");
         for (i, endpoint) in entry.spec.endpoints.iter().enumerate() {
             let field = list.index(i);
-            match backend(endpoint, endpoint.labels.clone(), None, entry.namespace(), ports, own) {
+            match backend(endpoint, endpoint.labels.clone(), None, entry.namespace(), &ports, own) {
                 Some(backend) if is_static && matches!(backend.address, Address::Name(_)) => report.warning(
                     Code::SchemaWarning,
                     field.name("address"),
@@ -154,18 +170,36 @@ fn backends(
                 None => report.unsupported(field.name("network"), "endpoints of other networks are left out"),
             }
         }
-    }
-    for Workload { entry, labels } in selected {
-        let name = Some(Arc::clone(&entry.resource.meta.name));
-        match backend(entry.spec, labels.clone(), name, entry.namespace(), ports, own) {
-            Some(backend) if is_static && !matches!(backend.address, Address::Ip(_)) => {}
-            Some(backend) => backends.push(backend),
-            None => {}
+        for Workload { entry, labels } in selected {
+            let name = Some(Arc::clone(&entry.resource.meta.name));
+            match backend(entry.spec, labels.clone(), name, entry.namespace(), &ports, own) {
+                Some(backend) if is_static && !matches!(backend.address, Address::Ip(_)) => {}
+                Some(backend) => backends.push(backend),
+                None => {}
+            }
+        }
+        let without_endpoints = entry.spec.endpoints.is_empty() && entry.spec.workload_selector.is_none();
+        if is_dns && without_endpoints && !host.starts_with('*') {
+            backends.push(of_host(host, &ports));
         }
     }
-    let of_host = || Backend {
+    match resolution {
+        Resolution::None => Backends::Known(Vec::new()),
+        Resolution::DynamicDns => Backends::Dynamic {
+            suffix: host.strip_prefix('*').unwrap_or(host).to_ascii_lowercase().into(),
+            ports: entries.iter().flat_map(own_ports).map(|port| (port.number, port.target)).collect(),
+        },
+        Resolution::Static => Backends::Known(backends),
+        Resolution::Dns => Backends::StrictDns(backends),
+        Resolution::DnsRoundRobin => Backends::LogicalDns(backends),
+    }
+}
+
+/// The host itself, whose name is resolved.
+fn of_host(host: &Arc<str>, ports: &[OwnPort<'_>]) -> Backend {
+    Backend {
         address: Address::parse(host),
-        ports: ports.iter().map(|(port, target)| (port.number, *target)).collect(),
+        ports: ports.iter().map(|port| (port.number, port.target)).collect(),
         labels: BTreeMap::new(),
         weight: 1,
         workload: None,
@@ -173,22 +207,6 @@ fn backends(
         locality: Arc::default(),
         node: None,
         network: None,
-    };
-    let without_endpoints =
-        entries.iter().all(|entry| entry.spec.endpoints.is_empty() && entry.spec.workload_selector.is_none());
-    let is_dns = matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin);
-    if is_dns && without_endpoints && !host.starts_with('*') {
-        backends.push(of_host());
-    }
-    match resolution {
-        Resolution::None => Backends::Known(Vec::new()),
-        Resolution::DynamicDns => Backends::Dynamic {
-            suffix: host.strip_prefix('*').unwrap_or(host).to_ascii_lowercase().into(),
-            ports: ports.iter().map(|(port, target)| (port.number, *target)).collect(),
-        },
-        Resolution::Static => Backends::Known(backends),
-        Resolution::Dns => Backends::StrictDns(backends),
-        Resolution::DnsRoundRobin => Backends::LogicalDns(backends),
     }
 }
 
@@ -198,7 +216,7 @@ fn backend(
     labels: BTreeMap<String, String>,
     workload: Option<Arc<str>>,
     namespace: &Arc<str>,
-    ports: &[(ServicePort, u16)],
+    ports: &[OwnPort<'_>],
     own: Locality<'_>,
 ) -> Option<Backend> {
     let WorkloadEntry {
@@ -215,9 +233,9 @@ fn backend(
     if address.is_empty() {
         return None;
     }
-    let ports = ports.iter().map(|(port, target)| {
-        let named = named.get(&port.name).and_then(|&number| u16::try_from(number).ok());
-        (port.number, named.unwrap_or(*target))
+    let ports = ports.iter().map(|port| {
+        let named = named.get(port.name).and_then(|&number| u16::try_from(number).ok());
+        (port.number, named.unwrap_or(port.target))
     });
     Some(Backend {
         address: Address::parse(address),

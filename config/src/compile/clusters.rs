@@ -288,7 +288,7 @@ impl Made {
 
 impl Context<'_> {
     fn make(&self, reference: &ClusterReference) -> Made {
-        let (service, rule) = self.look_up(&reference.host);
+        let (service, rule) = self.look_up(&reference.host, reference.port);
         let outcome = self.cluster(reference, service.as_deref(), rule.as_deref()).map(Arc::new);
         Made { service, rule, outcome, users: Vec::new() }
     }
@@ -296,7 +296,7 @@ impl Context<'_> {
     /// Makes a cluster again if what it is made of is something else.
     fn renew(&self, name: &ClusterName, made: &mut Made) {
         let Some(reference) = made.references(name).next() else { return };
-        let (service, rule) = self.look_up(&reference.host);
+        let (service, rule) = self.look_up(&reference.host, reference.port);
         if is_same(made.service.as_ref(), service.as_ref()) && is_same(made.rule.as_ref(), rule.as_ref()) {
             return;
         }
@@ -315,16 +315,19 @@ impl Context<'_> {
         (made.service, made.rule) = (service, rule);
     }
 
-    fn look_up(&self, host: &str) -> (Option<Arc<Service>>, Option<Arc<Rule>>) {
-        let service = self.registry.lookup(host, &self.options.namespace).map(Arc::clone);
-        let namespace = service.as_ref().map_or("", |service| &service.identity.namespace);
-        let rule = self.rules.choose(host, namespace).map(Arc::clone);
-        (service, rule)
+    fn look_up(&self, host: &str, port: u16) -> (Option<Arc<Service>>, Option<Arc<Rule>>) {
+        let service = self.registry.lookup_port(host, &self.options.namespace, port);
+        (service.map(Arc::clone), self.rule_of(host, service))
     }
 
     /// The DestinationRule for a destination host.
     pub(super) fn rule(&self, host: &str) -> Option<Arc<Rule>> {
-        self.look_up(host).1
+        self.rule_of(host, self.registry.lookup(host, &self.options.namespace))
+    }
+
+    fn rule_of(&self, host: &str, service: Option<&Arc<Service>>) -> Option<Arc<Rule>> {
+        let namespace = service.map_or("", |service| &service.identity.namespace);
+        self.rules.choose(host, namespace).map(Arc::clone)
     }
 
     fn cluster(

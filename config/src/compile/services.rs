@@ -325,6 +325,15 @@ impl Registry {
         visible().find(|service| &*service.identity.namespace == namespace).or_else(|| visible().next())
     }
 
+    /// As [`Registry::lookup`], of the services that have `port`, as far as there are any: of several services of one host
+    /// each may have ports of its own.
+    pub(super) fn lookup_port(&self, host: &str, namespace: &str, port: u16) -> Option<&Arc<Service>> {
+        let services = self.by_host.get(host)?;
+        let having = || services.iter().filter(|service| service.visible && service.port(port).is_some());
+        let nearest = having().find(|service| &*service.identity.namespace == namespace);
+        nearest.or_else(|| having().next()).or_else(|| self.lookup(host, namespace))
+    }
+
     /// The port that the Service in front of this gateway sends the traffic of `port` to; `None` if no Service selects
     /// this gateway, or none has the port.
     pub(super) fn target_port(&self, port: u16) -> Option<u16> {

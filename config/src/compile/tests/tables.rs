@@ -1,7 +1,7 @@
 //! The tables of `reference/networking.md` that are decided when a configuration is compiled.
 
 use super::*;
-use crate::snapshot::cluster::{Endpoints, UpstreamProtocol};
+use crate::snapshot::cluster::{EndpointAddress, Endpoints, UpstreamProtocol};
 use crate::snapshot::route::{Action, PathMatch, Redirect};
 
 const SERVER: &str = "{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}";
@@ -426,6 +426,39 @@ fn resolutions() {
     assert_eq!(text(", resolution: DNS_ROUND_ROBIN").as_deref(), Some("(\"ext.com\", 8080, 1)"));
     let ips = ", resolution: STATIC, endpoints: [{address: 10.0.0.1}, {address: '::1', ports: {http: 9}}]";
     assert_eq!(text(ips).as_deref(), Some("[Ip(10.0.0.1, 8080), Ip(::1, 9)]"));
+}
+
+/// §6.4: each service of a host has its own ports; of those in common, the oldest's endpoints count.
+#[test]
+fn a_port_is_found_in_every_namespace() {
+    let entry = |namespace: &str, ports: &str, address: &str| {
+        let ports: Vec<_> = ports.split(' ').map(|port| format!("{{number: {port}, name: p{port}}}")).collect();
+        let spec = format!(
+            "spec: {{hosts: [ext.com], ports: [{}], resolution: STATIC, endpoints: [{{address: {address}}}]}}",
+            ports.join(", ")
+        );
+        document("ServiceEntry", namespace, "e", &spec)
+    };
+    let routes = [80, 81, 82, 83].map(|port| {
+        let destination = format!("{{host: ext.com, port: {{number: {port}}}}}");
+        format!("{{match: [{{uri: {{prefix: /{port}}}}}], route: [{{destination: {destination}}}]}}")
+    });
+    let spec = format!("{{hosts: [h.com], gateways: [gw/web], http: [{}]}}", routes.join(", "));
+    let compiled = compiled(
+        &(gateway("gw", "web", SERVER)
+            + &virtual_service("n", "v", &spec)
+            + &entry("a", "80 81", "192.0.2.1")
+            + &entry("b", "81 82", "192.0.2.2")),
+    );
+    let mut clusters: Vec<_> = compiled.snapshot.clusters.values().collect();
+    clusters.sort_by_key(|cluster| cluster.port);
+    let endpoints = clusters.iter().map(|cluster| match &cluster.endpoints {
+        Endpoints::Static(list) => (cluster.port, list.iter().map(|e| e.address.clone()).collect::<Vec<_>>()),
+        other => panic!("{other:?}"),
+    });
+    let expected = [(80, 1), (81, 1), (82, 2)]
+        .map(|(port, last)| (port, vec![EndpointAddress::Ip(std::net::Ipv4Addr::new(192, 0, 2, last).into(), port)]));
+    assert_eq!(endpoints.collect::<Vec<_>>(), expected);
 }
 
 /// §6.2: hosts that are resolved on demand; their endpoints have no labels that a subset could choose by.

@@ -5,6 +5,7 @@ mod files;
 mod listeners;
 mod load;
 mod start;
+mod upstreams;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};

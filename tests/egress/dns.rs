@@ -346,6 +346,11 @@ async fn warming() {
 
 #[tokio::test]
 async fn families() {
+    // Some containers have no IPv6 at all.
+    if std::net::TcpListener::bind((SIX, 0)).is_err() {
+        eprintln!("skipped: ::1 can't be bound");
+        return;
+    }
     let backends = Backends::start(&[ONE, SIX]).await;
     let server = DnsServer::start().await;
     server.set("both.test", &[ONE, SIX], LONG);

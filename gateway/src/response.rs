@@ -180,6 +180,8 @@ pub enum Reset {
     Overflow,
     /// The upstream broke its protocol.
     ProtocolError,
+    /// The request can't be said in the upstream's protocol: nothing was sent.
+    Inexpressible,
     /// The host has no address to connect to.
     Unresolved(Unresolved),
 }
@@ -192,7 +194,7 @@ impl Reset {
             Self::ConnectionTermination => Flag::UC,
             Self::RemoteReset | Self::RemoteRefused => Flag::UR,
             Self::Overflow => Flag::UO,
-            Self::ProtocolError => Flag::UPE,
+            Self::ProtocolError | Self::Inexpressible => Flag::UPE,
             Self::Unresolved(_) => Flag::DF,
         }
     }
@@ -205,7 +207,7 @@ impl Reset {
             Self::RemoteReset => "remote reset",
             Self::RemoteRefused => "remote refused stream reset",
             Self::Overflow => "overflow",
-            Self::ProtocolError => "protocol error",
+            Self::ProtocolError | Self::Inexpressible => "protocol error",
             Self::Unresolved(_) => "dns resolution failure",
         }
     }
@@ -350,7 +352,7 @@ impl Failure {
                 Unresolved::Loop => egress_denied(Reason::Loop),
             },
             Self::Upstream { reset, retried } => {
-                let status = if *reset == Reset::ProtocolError { 502 } else { 503 };
+                let status = if matches!(reset, Reset::ProtocolError | Reset::Inexpressible) { 502 } else { 503 };
                 let latest = if *retried { "retried and the latest reset reason" } else { "reset reason" };
                 let reason = reset.reason();
                 LocalReply {

@@ -67,6 +67,48 @@ async fn suggested(gateway: &Gateway, host: &str) -> String {
     .await
 }
 
+/// Whoever has routes for a host says all that may be asked of it, and who shares a port with a proxy is no proxy.
+#[tokio::test]
+async fn routes_restrict_what_is_let_out() {
+    let (api, free, shop) = (Upstream::ok().await, Upstream::ok().await, Upstream::ok().await);
+    let servers = "- port: {number: 3128, name: proxy, protocol: HTTP_PROXY}\n  hosts: ['*.out.test']\n\
+                   - port: {number: 3128, name: shop, protocol: HTTP}\n  hosts: [shop.test]\n";
+    let gateway = Mesh::new()
+        .servers(servers, &[3128])
+        .service("backend.test", "HTTP", &[shop.address()])
+        .resource("ServiceEntry", &entry("api.out.test", 80, "HTTP", &api))
+        .resource("ServiceEntry", &entry("free.out.test", 80, "HTTP", &free))
+        .routes(
+            "api.out.test",
+            "[{match: [{uri: {prefix: /v1/}}], route: [{destination: {host: api.out.test}}], headers: {request: {set: {x-by: rule}}}}]",
+        )
+        .routes("shop.test", "[{route: [{destination: {host: backend.test}}]}]")
+        .start()
+        .await;
+    let mut table = Table::new("routes of a forward proxy");
+    for (row, host, path, code, details) in [
+        ("what a rule allows", "api.out.test", "/v1/x", 200, "via_upstream"),
+        ("what none does", "api.out.test", "/admin", 404, "route_not_found"),
+        ("a host without rules", "free.out.test", "/admin", 200, "via_upstream"),
+        ("a host of a server that is no proxy", "shop.test", "/", 200, "via_upstream"),
+        ("a host of no server", "free.test", "/", 502, "egress_denied{host_not_served}"),
+    ] {
+        table.row(row);
+        let request = format!("GET http://{host}{path} HTTP/1.1\r\nhost: {host}\r\n\r\n");
+        let answer = Http1::connect(gateway.address(3128)).await.exchange(&request).await;
+        table.check("status", &code, &answer.status);
+        table.expect_log(answer.client, code, if code == 404 { "NR" } else { "-" }, details);
+    }
+    table.row("requests that have arrived");
+    let seen = api.take();
+    table.check("paths", &vec!["/v1/x"], &seen.iter().map(|request| &*request.target).collect::<Vec<_>>());
+    table.check("header of the rule", &Some("rule"), &seen[0].header("x-by"));
+    table.check("at the free host", &1, &free.take().len());
+    table.check("at the shop", &1, &shop.take().len());
+    table.check_logs(&gateway).await;
+    table.finish();
+}
+
 #[tokio::test]
 async fn requests_and_tunnels() {
     let ca = Authority::new("ca");

@@ -59,10 +59,11 @@ fn make(registry: &Arc<Registry>, mesh: &MeshSettings, namespace: &str) -> Egres
     let mut destinations = Destinations::default();
     let mut clusters = Vec::new();
     for host in registry.hosts() {
-        let Some(service) = registry.lookup(host, namespace) else { continue };
-        // Services of the cluster are not what a forward proxy is for.
-        let Some(resource) = service.resource().filter(|it| matches!(it.spec, Spec::ServiceEntry(_))) else { continue };
-        for ServicePort { number, name: _, protocol } in &service.ports {
+        for (service, ServicePort { number, name: _, protocol }) in registry.ports(host, namespace) {
+            // Services of the cluster are not what a forward proxy is for.
+            let Some(resource) = service.resource().filter(|it| matches!(it.spec, Spec::ServiceEntry(_))) else {
+                continue;
+            };
             let protocol = match protocol {
                 Protocol::Http | Protocol::Http2 => PortProtocol::Http,
                 Protocol::Tls => PortProtocol::Tls,

@@ -153,6 +153,7 @@ impl<'a> PortChains<'a, '_> {
     }
 
     fn add_plaintext_http(&mut self, servers: &[(&Server, &ServerRoutes<'_>)]) {
+        self.report_mixed(servers);
         let name: Arc<str> = table_name(self.bind, self.port).into();
         let routes = self.tables.table(&name, self.port, servers);
         let mut gateways: Vec<ResourceName> = Vec::new();
@@ -174,7 +175,6 @@ impl<'a> PortChains<'a, '_> {
     /// The forward proxy of the port, for the hosts of all servers that are one.
     fn forward_proxy(&self, servers: &[(&Server, &ServerRoutes<'_>)]) -> Option<ForwardProxy> {
         let egress = self.context.egress?;
-        let is_proxy = |server: &Server| matches!(server.kind, ServerKind::Http { forward_proxy: true, .. });
         let proxies = servers.iter().map(|(server, _)| *server).filter(|server| is_proxy(server));
         let mut hosts: Vec<Arc<str>> = Vec::new();
         for host in proxies.flat_map(|server| &server.hosts) {
@@ -300,6 +300,25 @@ impl<'a> PortChains<'a, '_> {
         None
     }
 
+    /// Says that clients of a server can use the forward proxy that shares its port.
+    fn report_mixed(&mut self, servers: &[(&Server, &ServerRoutes<'_>)]) {
+        let servers = || servers.iter().map(|(server, _)| *server);
+        let Some(other) = servers().find(|server| !is_proxy(server)) else { return };
+        for proxy in servers().filter(|server| is_proxy(server)) {
+            let spec = Field::spec(&proxy.gateway);
+            let list = spec.name("servers");
+            let server = list.index(proxy.index);
+            let port = server.name("port");
+            let message = format!(
+                "{} serves port {} as well: all of its clients can use this forward proxy",
+                other.describe(),
+                self.port
+            );
+            let help = "give the forward proxy a port of its own".to_owned();
+            self.report.add(Severity::Warning, Code::SchemaWarning, port.name("protocol"), message, Some(help));
+        }
+    }
+
     fn report_unrouted(&mut self, server: &Server, list: &str, loss: &str) {
         let spec = Field::spec(&server.gateway);
         let servers = spec.name("servers");
@@ -313,6 +332,10 @@ impl<'a> PortChains<'a, '_> {
         let chain = self.known.same_or_new(self.chains.len(), draft);
         self.chains.push(chain);
     }
+}
+
+fn is_proxy(server: &Server) -> bool {
+    matches!(server.kind, ServerKind::Http { forward_proxy: true, .. })
 }
 
 /// `http.<port>[.<bind>]`.

@@ -334,6 +334,22 @@ impl Registry {
         nearest.or_else(|| having().next()).or_else(|| self.lookup(host, namespace))
     }
 
+    /// The ports of all visible services that are called `host`, each number once and with its service: that which
+    /// [`Registry::lookup_port`] finds.
+    pub(super) fn ports(&self, host: &str, namespace: &str) -> Vec<(&Arc<Service>, &ServicePort)> {
+        let visible = self.by_host.get(host).into_iter().flatten().filter(|service| service.visible);
+        let (near, far): (Vec<_>, Vec<_>) = visible.partition(|service| &*service.identity.namespace == namespace);
+        let mut ports: Vec<(&Arc<Service>, &ServicePort)> = Vec::new();
+        for (service, port) in
+            near.iter().chain(&far).flat_map(|service| service.ports.iter().map(move |port| (service, port)))
+        {
+            if ports.iter().all(|(_, known)| known.number != port.number) {
+                ports.push((service, port));
+            }
+        }
+        ports
+    }
+
     /// The port that the Service in front of this gateway sends the traffic of `port` to; `None` if no Service selects
     /// this gateway, or none has the port.
     pub(super) fn target_port(&self, port: u16) -> Option<u16> {

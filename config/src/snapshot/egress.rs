@@ -1,5 +1,6 @@
 //! What a forward proxy lets out: the hosts and ports of ServiceEntries.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ahash::AHashMap;
@@ -28,8 +29,10 @@ pub const PASSTHROUGH: &str = "PassthroughCluster";
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Destinations {
     exact: AHashMap<Arc<str>, Vec<Destination>>,
-    /// By what follows the `*`: `.example.com`.
+    /// By what follows the `*`: `.example.com`, `-eu.example.com`.
     wildcards: AHashMap<Arc<str>, Vec<Destination>>,
+    /// Lengths of those.
+    lengths: BTreeSet<usize>,
 }
 
 /// A port of a ServiceEntry's host.
@@ -69,7 +72,10 @@ impl Destinations {
     /// Adds a port of `host`, a name in lower case or `*.suffix`. The first one of a host and port counts.
     pub fn insert(&mut self, host: &str, destination: Destination) {
         let (map, key) = match host.strip_prefix('*') {
-            Some(suffix) => (&mut self.wildcards, suffix),
+            Some(suffix) => {
+                self.lengths.insert(suffix.len());
+                (&mut self.wildcards, suffix)
+            }
             None => (&mut self.exact, host),
         };
         let ports = map.entry(key.into()).or_default();
@@ -81,11 +87,11 @@ impl Destinations {
     /// The destination for `host`, in lower case, and `port`: of the host itself, else of the longest wildcard that
     /// covers it. There is no second try with a shorter one.
     ///
-    /// Cost: a look-up for each label of the host, no allocation.
+    /// Cost: a look-up for each length that a wildcard has, no allocation.
     pub fn find(&self, host: &str, port: u16) -> Found<'_> {
         let ports = self.exact.get(host).or_else(|| {
-            let dots = host.char_indices().filter(|(_, character)| *character == '.');
-            dots.filter(|(at, _)| *at > 0).find_map(|(at, _)| self.wildcards.get(&host[at..]))
+            let shorter = self.lengths.range(..host.len()).rev();
+            shorter.filter_map(|length| host.get(host.len() - length..)).find_map(|suffix| self.wildcards.get(suffix))
         });
         match ports {
             None => Found::NoHost,
@@ -135,7 +141,8 @@ mod tests {
     #[test]
     fn the_longest_name_that_covers_a_host_decides() {
         let mut destinations = Destinations::default();
-        for (host, port) in [("*.com", 80), ("*.a.com", 443), ("x.a.com", 8443), ("*.a.com", 443)] {
+        for (host, port) in [("*.com", 80), ("*.a.com", 443), ("x.a.com", 8443), ("*.a.com", 443), ("*-eu.a.com", 8080)]
+        {
             destinations.insert(host, destination(port, host));
         }
         let found = |host: &str, port: u16| match destinations.find(host, port) {
@@ -149,6 +156,9 @@ mod tests {
             ("y.a.com", 443, "outbound|443||*.a.com"),
             ("z.y.a.com", 443, "outbound|443||*.a.com"),
             ("y.a.com", 80, "no port"),
+            ("x-eu.a.com", 8080, "outbound|8080||*-eu.a.com"),
+            ("x-eu.a.com", 443, "no port"),
+            ("-eu.a.com", 443, "outbound|443||*.a.com"),
             ("a.com", 80, "outbound|80||*.com"),
             ("a.com", 443, "no port"),
             ("a.org", 80, "no host"),

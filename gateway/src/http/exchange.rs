@@ -76,7 +76,7 @@ pub(super) async fn run_h1<S: ClientStream>(
     begun: Begun,
 ) {
     let mut exchange = Exchange::new(context, stream.protocol(), begun);
-    let is_proxy = context.pin().1.forward_proxy.is_some();
+    let is_proxy = exchange.chain.forward_proxy.is_some();
     let checked = request_head(head, context.facts.tls.is_some(), is_proxy);
     let outcome = match checked {
         Ok((request, has_host)) => {
@@ -279,6 +279,18 @@ impl Exchange {
             Ok(target) => target,
             Err(invalid) => return self.deny(stream, Reason::InvalidHost(invalid)).await,
         };
+        self.find_virtual_host();
+        self.find_route();
+        if upgrade == Upgrade::Other {
+            return self.fail(stream, Failure::UpgradeRefused).await;
+        }
+        if let Some(route) = self.facts.route.clone() {
+            return self.act(stream, &route).await;
+        }
+        // Who has routes for a host has said all that may be asked of it. CONNECT is none of them in any case.
+        if self.facts.virtual_host.is_some() && !is_connect {
+            return self.fail(stream, Failure::NoRoute).await;
+        }
         let host: Arc<str> = match &target.host {
             Host::Name(name) => Arc::clone(name),
             // Names are what policies are about; an address will do only where anything does.
@@ -288,14 +300,6 @@ impl Exchange {
         let port = target.port.unwrap_or(80);
         if !proxy.covers(&host) {
             return self.deny(stream, Reason::HostNotServed).await;
-        }
-        self.find_virtual_host();
-        self.find_route();
-        if upgrade == Upgrade::Other {
-            return self.fail(stream, Failure::UpgradeRefused).await;
-        }
-        if let Some(route) = self.facts.route.clone() {
-            return self.act(stream, &route).await;
         }
         let (route, protocol) = match proxy.destinations.find(&host, port) {
             Found::Destination(Destination { route, protocol, .. }) => (route, *protocol),

@@ -80,12 +80,12 @@ pub(super) async fn forward<S: ClientStream>(
     }
     exchange.facts.attempts = 1;
     let timeouts = prepare(exchange, action, destination);
-    let body = RequestState::new(stream, action.retry.is_some(), Mirrors::start(exchange, action));
-    let affinity = affinity(exchange, action, &cluster);
     let dynamic = match exchange.dynamic_host(&cluster) {
         Ok(dynamic) => dynamic,
         Err(reason) => return exchange.deny(stream, reason).await,
     };
+    let body = RequestState::new(stream, action.retry.is_some(), Mirrors::start(exchange, action));
+    let affinity = affinity(exchange, action, &cluster);
     let mut forwarding = Forwarding {
         exchange,
         stream,
@@ -434,8 +434,8 @@ impl<S: ClientStream> Forwarding<'_, S> {
                 None => return,
             },
             Tried::Response(head, _) => Outcome::Answer(head.status),
-            // A limit of the whole cluster says nothing of the endpoint.
-            Tried::Failed(Reset::Overflow | Reset::Unresolved(_)) => return,
+            // A limit of the whole cluster says nothing of the endpoint, nor does what it was never asked.
+            Tried::Failed(Reset::Overflow | Reset::Unresolved(_) | Reset::Inexpressible) => return,
             Tried::Failed(_) => Outcome::Failed,
             Tried::Expired(Expired::Route | Expired::PerTry) => Outcome::TimedOut,
             Tried::Expired(_) => return,

@@ -105,26 +105,28 @@ struct Group {
 
 impl Balancer {
     /// The balancer for `members`, as far as they aren't ejected. `panic_percent` is the share of usable endpoints below
-    /// which ejections are ignored. Turns go on where they were in `previous`; otherwise they begin with `random`.
+    /// which ejections are ignored; `None`: they always are. Equal endpoints go on taking turns where they were in
+    /// `previous`; all other turns begin anew, as `random` has it.
     ///
     /// Cost: O(endpoints), and for consistent hashing O(places).
     pub fn new(
         members: Arc<Members>,
         ejections: u64,
         balancing: &Balancing,
-        panic_percent: u32,
+        panic_percent: Option<u32>,
         previous: Option<&Self>,
         random: usize,
     ) -> Self {
+        let heeds_ejections = panic_percent.is_some();
         let count = members.list.iter().map(|member| member.placement.priority + 1).max().unwrap_or(0);
         let mut levels: Vec<Level<'_>> = (0..count).map(|_| Level::default()).collect();
         for member in &members.list {
-            levels[member.placement.priority as usize].add(member);
+            levels[member.placement.priority as usize].add(member, heeds_ejections);
         }
-        let (loads, panics) = loads(&levels, panic_percent);
+        let (loads, panics) = loads(&levels, panic_percent.unwrap_or(0));
         let priorities = levels.iter().zip(loads).zip(panics).enumerate().map(|(index, ((level, load), panics))| {
             let before = previous.and_then(|previous| previous.priorities.get(index));
-            Priority::new(level, load, panics, balancing, before, random)
+            Priority::new(level, load, panics || !heeds_ejections, balancing, before, random)
         });
         let priorities = priorities.collect();
         Self { ejections, policy: balancing.policy, warmup: balancing.warmup, priorities, members }
@@ -180,11 +182,6 @@ impl Balancer {
             drawn < below
         })
     }
-
-    /// Whether no endpoint can be used.
-    pub fn is_empty(&self) -> bool {
-        self.priorities.iter().all(|priority| priority.groups.is_empty())
-    }
 }
 
 /// The endpoints of a priority, sorted by whether they may be used.
@@ -195,19 +192,15 @@ struct Level<'m> {
 }
 
 impl<'m> Level<'m> {
-    fn add(&mut self, member: &'m Member) {
+    fn add(&mut self, member: &'m Member, heeds_ejections: bool) {
         self.members.push(member);
-        self.usable += u64::from(!member.endpoint.health.is_ejected());
+        self.usable += u64::from(!(heeds_ejections && member.endpoint.health.is_ejected()));
     }
 
     /// In percent, with what is provided beyond need.
     fn health(&self) -> u64 {
-        health(self.usable, self.members.len() as u64)
+        (OVERPROVISIONING * self.usable).checked_div(self.members.len() as u64).unwrap_or(0).min(100)
     }
-}
-
-fn health(usable: u64, all: u64) -> u64 {
-    (OVERPROVISIONING * usable).checked_div(all).unwrap_or(0).min(100)
 }
 
 /// Percent of the requests for each priority, and whether it ignores ejections.
@@ -250,12 +243,12 @@ impl Priority {
     fn new(
         level: &Level<'_>,
         load: u32,
-        panics: bool,
+        ignores_ejections: bool,
         balancing: &Balancing,
         previous: Option<&Self>,
         random: usize,
     ) -> Self {
-        let is_usable = |member: &Member| panics || !member.endpoint.health.is_ejected();
+        let is_usable = |member: &Member| ignores_ejections || !member.endpoint.health.is_ejected();
         let shares: &[u32] = if balancing.groups.is_empty() { &[1] } else { &balancing.groups };
         let mut groups = Vec::with_capacity(shares.len());
         for (index, &share) in shares.iter().enumerate() {
@@ -265,9 +258,10 @@ impl Priority {
             if members.is_empty() {
                 continue;
             }
-            let health = if panics { 100 } else { health(members.len() as u64, all.len() as u64) };
-            #[allow(clippy::cast_precision_loss, reason = "at most 100")]
-            let share = f64::from(share) * health as f64 / 100.0;
+            // Not in whole percent: one usable endpoint of very many still has its share.
+            #[allow(clippy::cast_precision_loss, reason = "no cluster has that many endpoints")]
+            let usable = members.len() as f64 / all.len() as f64;
+            let share = f64::from(share) * (usable * OVERPROVISIONING as f64 / 100.0).min(1.0);
             let position = previous.and_then(|previous| previous.groups.get(groups.len()));
             let position = match position {
                 Some(group) => Arc::clone(&group.position),

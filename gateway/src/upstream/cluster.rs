@@ -37,8 +37,6 @@ pub struct Cluster {
     balancer: ArcSwap<Balancer>,
     /// Held while that is replaced.
     balancing: Mutex<()>,
-    /// Where turns begin.
-    start: usize,
 }
 
 /// TLS of a cluster.
@@ -214,14 +212,8 @@ impl Cluster {
         let tls = ClusterTls::build(config, credentials, previous.map(|previous| &previous.tls));
         let config = Arc::clone(config);
         let Some(previous) = previous else {
-            let cluster = Self {
-                balancer: ArcSwap::default(),
-                balancing: Mutex::default(),
-                usage: Arc::default(),
-                start: rand::random::<u32>() as usize,
-                config,
-                tls,
-            };
+            let cluster =
+                Self { balancer: ArcSwap::default(), balancing: Mutex::default(), usage: Arc::default(), config, tls };
             cluster.replace(|known| {
                 initial(&cluster.config.endpoints).map_or_else(Members::default, |targets| members(targets, known))
             });
@@ -236,7 +228,6 @@ impl Cluster {
             balancer: ArcSwap::new(Arc::clone(&before)),
             balancing: Mutex::default(),
             usage: Arc::clone(&previous.usage),
-            start: previous.start,
             config,
             tls,
         };
@@ -294,8 +285,10 @@ impl Cluster {
             return balancer.pick(pick, random);
         }
         drop(balancer);
-        // Somebody was ejected or may return.
-        self.replace(|known| known.clone());
+        // Somebody was ejected or may return. One request sees to it; for others the old balancer will do meanwhile.
+        if let Ok(_one_at_a_time) = self.balancing.try_lock() {
+            self.catch_up();
+        }
         self.balancer.load().pick(pick, random)
     }
 
@@ -321,6 +314,8 @@ impl Cluster {
         let returned = outlier::look_again(&self.members().list, settings);
         if !returned.is_empty() {
             self.usage.ejected(0);
+            let _one_at_a_time = self.balancing.lock().unwrap_or_else(PoisonError::into_inner);
+            self.catch_up();
         }
         returned
     }
@@ -343,7 +338,13 @@ impl Cluster {
         let members = change(&before.members);
         if !members.is_same(&before.members) {
             self.rebalance(Arc::new(members), &before);
-        } else if before.ejections != self.usage.ejections() {
+        }
+    }
+
+    /// Puts a balancer in place that knows of all ejections. The caller holds the lock.
+    fn catch_up(&self) {
+        let before = self.balancer.load_full();
+        if before.ejections != self.usage.ejections() {
             self.rebalance(Arc::clone(&before.members), &before);
         }
     }
@@ -351,9 +352,10 @@ impl Cluster {
     fn rebalance(&self, members: Arc<Members>, before: &Balancer) {
         // Read before the endpoints are looked at: whoever is ejected meanwhile makes this one stale, too.
         let ejections = self.usage.ejections();
-        let panic_percent = self.config.outlier_detection.as_ref().map_or(0, |settings| settings.panic_percent);
+        let panic_percent = self.config.outlier_detection.as_ref().map(|settings| settings.panic_percent);
         let balancing = &self.config.balancing;
-        let balancer = Balancer::new(members, ejections, balancing, panic_percent, Some(before), self.start);
+        let balancer =
+            Balancer::new(members, ejections, balancing, panic_percent, Some(before), rand::random::<u32>() as usize);
         self.balancer.store(Arc::new(balancer));
     }
 }

@@ -207,7 +207,7 @@ impl Stream {
             _ => to_request(head, self.upgrade),
         };
         let Some(request) = request else {
-            self.state = State::Failed(Reset::ProtocolError);
+            self.state = State::Failed(Reset::Inexpressible);
             return;
         };
         self.state = match self.send.send_request(request, body == RequestBody::Empty) {

@@ -24,7 +24,7 @@ use crate::state::State;
 use crate::tls::client::{Application, Client};
 use crate::tls::credentials::is_same;
 
-/// Idle connections kept for one endpoint, whatever they are for: clients choose the names, and are many.
+/// Idle connections kept for one place, whatever they are for: clients choose the names, and are many.
 const MAX_IDLE: usize = 1024;
 
 /// The pools of a worker.
@@ -42,6 +42,7 @@ pub struct Pools {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     place: Place,
+    address: Address,
     purpose: Purpose,
 }
 
@@ -49,7 +50,8 @@ pub struct Key {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Place {
     cluster: ClusterName,
-    address: Address,
+    /// `None`: any host that is resolved on demand.
+    endpoint: Option<Address>,
     tls: Option<Tls>,
 }
 
@@ -75,20 +77,19 @@ impl Key {
     /// For a request to `authority`, the host after rewrites, that came on `connection`.
     pub fn new(cluster: &Cluster, address: &Address, authority: &[u8], connection: &ConnectionFacts) -> Self {
         let client = cluster.tls.client();
-        let host = match address {
-            // Nobody else's, even where the address is the same.
-            Address::Host(name, _) => Some(Arc::clone(name)),
-            _ => client.and_then(|client| client.server_name(authority)),
+        let (endpoint, host) = match address {
+            Address::Host(name, _) => (None, Some(Arc::clone(name))),
+            _ => (Some(address.clone()), client.and_then(|client| client.server_name(authority))),
         };
         let tls = client.map(|client| Tls(Arc::clone(client)));
-        let place = Place { cluster: cluster.config.name.clone(), address: address.clone(), tls };
-        Self { place, purpose: Purpose::new(cluster, connection, host) }
+        let place = Place { cluster: cluster.config.name.clone(), endpoint, tls };
+        Self { place, address: address.clone(), purpose: Purpose::new(cluster, connection, host) }
     }
 }
 
 /// Connections that nobody uses, each with what it is for; the most recently used last.
 #[derive(Debug)]
-struct Idle<C>(VecDeque<(Purpose, C)>);
+struct Idle<C>(VecDeque<(Key, C)>);
 
 impl<C> Default for Idle<C> {
     fn default() -> Self {
@@ -97,16 +98,16 @@ impl<C> Default for Idle<C> {
 }
 
 impl<C> Idle<C> {
-    /// The most recently used one for `purpose`.
-    fn take(&mut self, purpose: &Purpose) -> Option<C> {
-        let position = self.0.iter().rposition(|(other, _)| other == purpose)?;
+    /// The most recently used one for `key`.
+    fn take(&mut self, key: &Key) -> Option<C> {
+        let position = self.0.iter().rposition(|(other, _)| other == key)?;
         self.0.remove(position).map(|(_, connection)| connection)
     }
 
     /// Keeps `connection`; what has to give way to it.
-    fn put(&mut self, purpose: Purpose, connection: C) -> Option<C> {
+    fn put(&mut self, key: Key, connection: C) -> Option<C> {
         let oldest = if self.0.len() < MAX_IDLE { None } else { self.0.pop_front() };
-        self.0.push_back((purpose, connection));
+        self.0.push_back((key, connection));
         oldest.map(|(_, connection)| connection)
     }
 }
@@ -144,7 +145,7 @@ impl Pools {
         if let ClusterTls::Unavailable(_) = cluster.tls {
             return Err(Reset::ConnectionFailure(Cow::Borrowed(connection::NO_SECRET)));
         }
-        let way = Way { address: &key.place.address, alternatives, resolver: &self.resolver };
+        let way = Way { address: &key.address, alternatives, resolver: &self.resolver };
         if http2 { self.acquire_h2(key, way, cluster).await } else { self.acquire_h1(key, way, cluster).await }
     }
 
@@ -254,7 +255,7 @@ impl Pools {
         let limits = &cluster.config.limits;
         let mut pools = self.h1.borrow_mut();
         let idle = pools.get_mut(&key.place)?;
-        while let Some(mut connection) = idle.take(&key.purpose) {
+        while let Some(mut connection) = idle.take(key) {
             let fresh = limits.idle_timeout.is_none_or(|limit| connection.idle_since.elapsed() < limit)
                 && limits.max_connection_duration.is_none_or(|limit| connection.opened.elapsed() < limit);
             if fresh && connection.is_usable() {
@@ -273,8 +274,13 @@ impl Pools {
         if spent {
             return;
         }
-        let Key { place, purpose } = key;
-        let oldest = self.h1.borrow_mut().entry(place).or_default().put(purpose, connection);
+        let oldest = {
+            let mut pools = self.h1.borrow_mut();
+            match pools.get_mut(&key.place) {
+                Some(idle) => idle.put(key, connection),
+                None => pools.entry(key.place.clone()).or_default().put(key, connection),
+            }
+        };
         drop(oldest);
         // Somebody waits for a connection: on this worker it finds this one, on another it needs its place.
         if cluster.usage.is_crowded(limits.max_connections) {
@@ -336,10 +342,10 @@ impl Pools {
 fn serving<'s>(state: &'s State, place: &Place) -> Option<&'s Arc<Cluster>> {
     let cluster = state.clusters.get(&place.cluster)?;
     let same_tls = is_same(cluster.tls.client(), place.tls.as_ref().map(|tls| &tls.0));
-    let same_endpoint = || match &place.address {
+    let same_endpoint = || match &place.endpoint {
         // Idle time ends what nobody asks for any more.
-        Address::Host(..) => matches!(cluster.config.endpoints, Endpoints::Dynamic(_)),
-        address => cluster.has_endpoint(address),
+        None => matches!(cluster.config.endpoints, Endpoints::Dynamic(_)),
+        Some(address) => cluster.has_endpoint(address),
     };
     let has_tls = !matches!(cluster.tls, ClusterTls::Unavailable(_));
     (has_tls && same_tls && same_endpoint()).then_some(cluster)
@@ -351,23 +357,60 @@ async fn begin_h2(connection: &h2::Connection) -> Result<Stream, Reset> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use config::snapshot::cluster as snapshot;
+    use config::snapshot::cluster::ServiceIdentity;
+
     use super::*;
+    use crate::request::Begun;
+    use crate::tls::credentials::Credentials;
+
+    fn connection() -> ConnectionFacts {
+        ConnectionFacts {
+            id: 1,
+            begun: Begun::now(),
+            local: None,
+            remote: None,
+            direct_remote: None,
+            port: 80,
+            tls: None,
+            server_name: None,
+        }
+    }
+
+    /// What requests for any host on port 80 need, by number.
+    fn for_any_host(cluster: &Cluster, number: usize) -> Key {
+        let name: Arc<str> = format!("n{number}.example.com").into();
+        Key::new(cluster, &Address::Host(name, 80), b"", &connection())
+    }
 
     #[test]
     fn idle_connections_are_bounded_over_all_names() {
+        let service = ServiceIdentity { host: "*".into(), name: "*".into(), namespace: "egress".into() };
+        let name = ClusterName::outbound(80, "", "*.example.com");
+        let endpoints = Endpoints::Dynamic(snapshot::DynamicDns { suffix: ".example.com".into(), port: 0 });
+        let config = snapshot::Cluster::new(name, Arc::new(service), 80, endpoints);
+        let cluster = Cluster::build(&Arc::new(config), &Credentials::default(), None);
+        let key = |number| for_any_host(&cluster, number);
+
+        // Names that clients choose share their bounds; endpoints have each their own.
+        assert_eq!(key(0).place, key(1).place);
+        let at = |port| Address::Ip((Ipv4Addr::LOCALHOST, port).into());
+        let known = |port| Key::new(&cluster, &at(port), b"", &connection());
+        assert_ne!(known(80).place, known(81).place);
+
         let mut idle = Idle::default();
-        let name = |number: usize| {
-            let host = Some(Arc::<str>::from(format!("n{number}.example.com")));
-            Purpose { host, client: None }
-        };
         for number in 0..MAX_IDLE {
-            assert_eq!(idle.put(name(number), number), None);
+            assert_eq!(idle.put(key(number), number), None);
         }
-        assert_eq!(idle.put(name(0), MAX_IDLE), Some(0), "the oldest gives way");
-        assert_eq!(idle.put(name(7), MAX_IDLE + 1), Some(1));
+        assert_eq!(idle.put(key(0), MAX_IDLE), Some(0), "the oldest gives way");
+        assert_eq!(idle.put(key(7), MAX_IDLE + 1), Some(1));
         assert_eq!(idle.0.len(), MAX_IDLE);
-        // For its own name only, the most recently used first.
-        assert_eq!(idle.take(&Purpose { host: None, client: None }), None);
-        assert_eq!([7; 3].map(|number| idle.take(&name(number))), [Some(MAX_IDLE + 1), Some(7), None]);
+        // For its own name and port only, the most recently used first.
+        assert_eq!(idle.take(&known(80)), None);
+        let elsewhere = Address::Host("n7.example.com".into(), 81);
+        assert_eq!(idle.take(&Key::new(&cluster, &elsewhere, b"", &connection())), None);
+        assert_eq!([7; 3].map(|number| idle.take(&key(number))), [Some(MAX_IDLE + 1), Some(7), None]);
     }
 }

@@ -30,14 +30,12 @@ struct Weighted<'g> {
 }
 
 impl Table {
-    /// The table for the endpoints of all groups; `None` without endpoints, and for other policies.
+    /// The table for the endpoints of all groups; `None` without endpoints that have a share, and for other policies.
     pub fn new(policy: BalancingPolicy, groups: &[Group]) -> Option<Self> {
-        if groups.is_empty() {
-            return None;
-        }
+        let shares = || Some(shares(groups)).filter(|shares| !shares.is_empty());
         match policy {
-            BalancingPolicy::RingHash { minimum_size } => Some(ring(&shares(groups), minimum_size)),
-            BalancingPolicy::Maglev { table_size } => Some(maglev(shares(groups), table_size)),
+            BalancingPolicy::RingHash { minimum_size } => Some(ring(&shares()?, minimum_size)),
+            BalancingPolicy::Maglev { table_size } => Some(maglev(shares()?, table_size)),
             _ => None,
         }
     }
@@ -63,7 +61,7 @@ impl Table {
 #[allow(clippy::cast_precision_loss, reason = "no cluster has that many endpoints")]
 fn shares(groups: &[Group]) -> Vec<Weighted<'_>> {
     let total: f64 = groups.iter().map(|group| group.share).sum();
-    let weighted = groups.iter().flat_map(|group| {
+    let weighted = groups.iter().filter(|group| group.share > 0.0).flat_map(|group| {
         let sum: f64 = group.members.iter().map(|member| f64::from(member.weight)).sum();
         let share = group.share / total.max(f64::MIN_POSITIVE) / sum.max(f64::MIN_POSITIVE);
         group

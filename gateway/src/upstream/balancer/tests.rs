@@ -22,7 +22,7 @@ fn policy(policy: BalancingPolicy) -> Balancing {
 }
 
 fn balancer(members: &Arc<Members>, balancing: &Balancing) -> Balancer {
-    Balancer::new(Arc::clone(members), 0, balancing, 0, None, 0)
+    Balancer::new(Arc::clone(members), 0, balancing, Some(0), None, 0)
 }
 
 fn random(bound: u64) -> u64 {
@@ -71,7 +71,8 @@ fn round_robin_takes_turns() {
     let members = members(&EQUAL);
     let balancer = balancer(&members, &policy(BalancingPolicy::RoundRobin));
     assert_eq!(shares(&balancer, 200).into_values().collect::<Vec<_>>(), [50; 4]);
-    let next = Balancer::new(Arc::clone(&members), 0, &policy(BalancingPolicy::RoundRobin), 0, Some(&balancer), 0);
+    let next =
+        Balancer::new(Arc::clone(&members), 0, &policy(BalancingPolicy::RoundRobin), Some(0), Some(&balancer), 0);
     let order: Vec<_> = (0..6).filter_map(|_| next.pick(Pick::default(), random)).map(|it| port(&it)).collect();
     assert_eq!(order, [1, 2, 3, 4, 1, 2]);
 }
@@ -209,7 +210,7 @@ fn lower_priorities_serve_as_higher_ones_fail() {
     assert_eq!(shares(&first, 100), [(1, 50), (2, 50)].into());
 
     eject(&members, 1);
-    let half = Balancer::new(Arc::clone(&members), 1, &balancing, 0, Some(&first), 0);
+    let half = Balancer::new(Arc::clone(&members), 1, &balancing, Some(0), Some(&first), 0);
     assert_eq!(half.priorities.iter().map(|priority| priority.load).collect::<Vec<_>>(), [70, 30, 0]);
     let seen = shares(&half, 2000);
     assert!((1200..1600).contains(&seen[&2]) && !seen.contains_key(&1) && !seen.contains_key(&5), "{seen:?}");
@@ -221,14 +222,34 @@ fn lower_priorities_serve_as_higher_ones_fail() {
     assert_eq!(shares(&balancer(&members, &balancing), 100), [(5, 100)].into());
     eject(&members, 5);
     let none = balancer(&members, &balancing);
-    assert!(none.is_empty() && none.pick(Pick::default(), random).is_none());
+    assert!(none.pick(Pick::default(), random).is_none());
+}
+
+/// However few are left of very many, they get all requests.
+#[test]
+fn few_of_many_endpoints_still_count() {
+    let list: Vec<_> = (1..=300).map(|port| (port, 1, 0, u32::from(port > 150))).collect();
+    let members = self::members(&list);
+    (1..300).filter(|port| *port != 7).for_each(|port| eject(&members, port));
+    let policies = [
+        BalancingPolicy::RoundRobin,
+        BalancingPolicy::RingHash { minimum_size: 1024 },
+        BalancingPolicy::Maglev { table_size: 1009 },
+    ];
+    for policy in policies {
+        let in_groups = Balancing { policy, groups: [50, 50].into(), ..Balancing::default() };
+        let seen = shares(&balancer(&members, &in_groups), 200);
+        assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [7, 300], "{policy:?}");
+        let alone = shares(&balancer(&members, &Balancing { policy, groups: [1].into(), ..Balancing::default() }), 20);
+        assert_eq!(alone, [(7, 20)].into(), "{policy:?}");
+    }
 }
 
 /// §5.6: below the panic threshold ejections are ignored, unless another priority makes up for it.
 #[test]
 fn panic_ignores_ejections() {
     let balancing = policy(BalancingPolicy::RoundRobin);
-    let panicking = |members: &Arc<Members>| Balancer::new(Arc::clone(members), 0, &balancing, 50, None, 0);
+    let panicking = |members: &Arc<Members>| Balancer::new(Arc::clone(members), 0, &balancing, Some(50), None, 0);
     let members = self::members(&EQUAL);
     eject(&members, 1);
     eject(&members, 2);

@@ -25,3 +25,4 @@ mod streaming;
 mod tcp;
 mod tls;
 mod upgrade;
+mod upstreams;

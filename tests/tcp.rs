@@ -12,12 +12,12 @@ fn counted(line: &LogLine) -> (u64, u64) {
 }
 
 /// `tcp` servers on these ports, for all hosts.
-fn servers(ports: &[u16]) -> String {
+pub(crate) fn servers(ports: &[u16]) -> String {
     let server = |port| format!("- port: {{number: {port}, name: tcp-{port}, protocol: TCP}}\n  hosts: ['*']\n");
     ports.iter().map(server).collect()
 }
 
 /// A route of a VirtualService for connections to this port.
-fn to(port: u16, host: &str) -> String {
+pub(crate) fn to(port: u16, host: &str) -> String {
     format!("- match: [{{port: {port}}}]\n  route: [{{destination: {{host: {host}}}}}]\n")
 }

@@ -1,6 +1,7 @@
 //! How upstreams are chosen and spoken to. `reference/networking.md` §5.
 
 mod balancing;
+mod hashing;
 
 use std::net::IpAddr;
 

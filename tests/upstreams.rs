@@ -2,15 +2,18 @@
 
 mod balancing;
 mod hashing;
+mod outliers;
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::client::{Http1, Response, connect_from};
 use crate::harness::gateway::Gateway;
 use crate::harness::mesh::Mesh;
-use crate::harness::upstream::Upstream;
+use crate::harness::upstream::{Upstream, answer};
 
 /// Upstreams that answer with their number.
 async fn numbered(count: usize) -> Vec<Upstream> {
@@ -19,6 +22,33 @@ async fn numbered(count: usize) -> Vec<Upstream> {
         Upstream::answers(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
     };
     futures::future::join_all((0..count).map(answer)).await
+}
+
+/// An upstream that answers with its number, and with a status that can be changed.
+struct Switched {
+    upstream: Upstream,
+    status: Arc<AtomicU16>,
+}
+
+impl Switched {
+    async fn start(number: usize) -> Self {
+        let status = Arc::new(AtomicU16::new(200));
+        let current = status.clone();
+        let upstream = Upstream::h1(move |_| {
+            let status = current.load(Ordering::SeqCst);
+            answer(format!("HTTP/1.1 {status} Whatever\r\ncontent-length: 1\r\n\r\n{number}"))
+        });
+        Self { upstream: upstream.await, status }
+    }
+
+    async fn several(count: usize) -> Vec<Self> {
+        futures::future::join_all((0..count).map(Self::start)).await
+    }
+
+    /// What it answers from now on.
+    fn answers(&self, status: u16) {
+        self.status.store(status, Ordering::SeqCst);
+    }
 }
 
 /// Upstreams that send their number to whoever has sent a byte, and close.
@@ -105,4 +135,33 @@ fn tally(numbers: &[usize], count: usize) -> Vec<usize> {
     let mut tally = vec![0; count];
     numbers.iter().for_each(|&number| tally[number] += 1);
     tally
+}
+
+/// What became of `count` requests for `host`, one after the other on one connection: the status, `UH` without an
+/// endpoint, `UF` without a connection to one, `UC` if that was lost.
+async fn outcomes(gateway: &Gateway, host: &str, count: usize) -> Vec<String> {
+    let mut client = Http1::connect(gateway.address(80)).await;
+    let mut outcomes = Vec::new();
+    for _ in 0..count {
+        let response = client.get(host, "/").await;
+        let text = response.text();
+        outcomes.push(match text.split_once("reset reason: ") {
+            _ if text == "no healthy upstream" => "UH".to_owned(),
+            Some((_, "remote connection failure")) => "UF".to_owned(),
+            Some((_, "connection termination")) => "UC".to_owned(),
+            _ => response.status.to_string(),
+        });
+    }
+    outcomes
+}
+
+/// Endpoints of a cluster that are ejected at the moment, and ejections so far.
+async fn ejections(gateway: &Gateway, host: &str) -> (u64, u64) {
+    let page = gateway.metrics_page().await;
+    let value = |name: &str| {
+        let series = format!("fairlead_outlier_ejections_{name}{{cluster_name=\"outbound|80||{host}\"}} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&*series));
+        value.unwrap_or_else(|| panic!("no {series}in {page}")).parse().unwrap()
+    };
+    (value("active"), value("total"))
 }

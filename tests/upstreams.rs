@@ -2,6 +2,7 @@
 
 mod balancing;
 mod hashing;
+mod locality;
 mod outliers;
 
 use std::net::IpAddr;

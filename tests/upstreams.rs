@@ -4,6 +4,7 @@ mod balancing;
 mod hashing;
 mod locality;
 mod outliers;
+mod proxying;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -163,7 +163,7 @@ async fn shares() {
     for (name, host, _, _, _, expected) in rows {
         table.row(name);
         let counts = tally(&who_answers(&gateway, host, 300).await, 4);
-        // Three shares that are no powers of two meet at moments which Envoy's arithmetic, too, takes for different ones.
+        // Turns are due at sums of fractions, as in Envoy: of three that fall together now one comes first, now another.
         let tolerance = usize::from(host == "region.test");
         if counts.iter().zip(expected).any(|(&got, expected)| got.abs_diff(expected) > tolerance) {
             table.fail(format!("{counts:?} of 300 requests instead of {expected:?}"));

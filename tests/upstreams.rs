@@ -4,6 +4,7 @@ mod balancing;
 mod hashing;
 mod locality;
 mod outliers;
+mod pools;
 mod proxying;
 
 use std::net::IpAddr;

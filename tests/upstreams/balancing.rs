@@ -63,8 +63,8 @@ async fn shares() {
     table.finish();
 }
 
-/// `upstream/lb-lr-slow-host` gave the slow one of four endpoints 3 of 60 requests. Here it never answers, so that chance
-/// is all that can give it one: a sixteenth of the requests.
+/// `upstream/lb-lr-slow-host` gave the slow one of four endpoints 3 of 60 requests. Here it never answers, so that
+/// chance is all that can give it one: a sixteenth of the requests.
 #[tokio::test]
 async fn a_slow_endpoint_gets_less() {
     const COUNT: usize = 600;

@@ -163,7 +163,8 @@ async fn shares() {
     for (name, host, _, _, _, expected) in rows {
         table.row(name);
         let counts = tally(&who_answers(&gateway, host, 300).await, 4);
-        // Turns are due at sums of fractions, as in Envoy: of three that fall together now one comes first, now another.
+        // Turns are due at sums of fractions, as in Envoy: of three that fall together any may
+        // come first.
         let tolerance = usize::from(host == "region.test");
         if counts.iter().zip(expected).any(|(&got, expected)| got.abs_diff(expected) > tolerance) {
             table.fail(format!("{counts:?} of 300 requests instead of {expected:?}"));

@@ -66,7 +66,7 @@ async fn what_counts() {
     for (name, upstream, detection, _, _) in &rows {
         let host = format!("{name}.test");
         let policy = format!("outlierDetection: {{{detection}}}");
-        let route = format!("route: [{{destination: {{host: {host}}}}}], retries: {{attempts: 0}}, timeout: 300ms");
+        let route = format!("route: [{{destination: {{host: {host}}}}}], retries: {{attempts: 0}}, timeout: 500ms");
         mesh = service(mesh, &host, "HTTP", [(*upstream, "")])
             .resource("DestinationRule", &rule(&host, &policy))
             .routes(&host, &format!("[{{{route}}}]"));

@@ -190,8 +190,8 @@ async fn proxy_protocol_of_tcp() {
     }
 }
 
-/// A forward proxy over HTTP/1.1: it answers with `answer`, then with `tun:` and every byte that comes. What it was asked
-/// is kept byte by byte. After the client's end it says `:end` and closes.
+/// A forward proxy over HTTP/1.1: it answers with `answer`, then with `tun:` and every byte that comes. What it was
+/// asked is kept byte by byte. After the client's end it says `:end` and closes.
 async fn forward_proxy(answer: &'static str) -> (Upstream, Arc<Mutex<Vec<String>>>) {
     let heads: Arc<Mutex<Vec<String>>> = Arc::default();
     let kept = heads.clone();

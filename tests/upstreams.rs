@@ -6,6 +6,7 @@ mod locality;
 mod outliers;
 mod pools;
 mod proxying;
+mod rules;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -288,21 +288,18 @@ fn layers(rows: &mut Rows, default: usize) {
         both(&with_port(2), &format!("{}, {}", http(6), ports(&[port(80, &http(4))]))),
         6,
     );
+    rows.subset_row(
+        "the subset's port, even with what is unset",
+        v1,
+        both(&http(2), &format!("{}, {}", http(4), ports(&[port(80, balancer)]))),
+        0,
+    );
 }
 
 #[tokio::test]
 async fn layering() {
     let mut rows = Rows::new().await;
     layers(&mut rows, 0);
-    let ports = "portLevelSettings: [{port: {number: 80}, loadBalancer: {simple: RANDOM}}]";
-    let subset = format!("subsets: [{{name: v1, labels: {{version: v1}}, trafficPolicy: {{{ports}}}}}]");
-    let spec = format!("{}\n{subset}", policy(2));
-    rows.subset_row(
-        "the subset's port, even with what is unset",
-        ", subset: v1",
-        vec![Rule::new("shop", OWN, spec)],
-        0,
-    );
     rows.run("networking.md §5.2, layers", "edge", "rootNamespace: istio-system").await;
 }
 

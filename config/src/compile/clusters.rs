@@ -343,7 +343,9 @@ impl Context<'_> {
         })?;
         let labels = policy.labels.cloned().unwrap_or_default();
         let defaults = &self.mesh.clusters;
-        let outlier_detection = policy.outlier_detection.or(defaults.outlier_detection.as_ref());
+        let of_mesh = Some(defaults).filter(|_| !policy.hides_mesh);
+        let outlier_detection =
+            policy.outlier_detection.or_else(|| of_mesh.and_then(|mesh| mesh.outlier_detection.as_ref()));
         let (identity, port_protocol, (endpoints, groups)) = match service {
             Some(service) => {
                 let ServicePort { protocol, .. } = service.port(*port).ok_or(Missing::Port)?;
@@ -375,7 +377,7 @@ impl Context<'_> {
             }
             _ => (endpoints, groups),
         };
-        let pool = policy.connection_pool.or(defaults.connection_pool.as_ref());
+        let pool = policy.connection_pool.or_else(|| of_mesh.and_then(|mesh| mesh.connection_pool.as_ref()));
         let protocol = upstream_protocol(port_protocol, pool, defaults);
         let hash_keys = || balancing::hash_keys(rule, *port, subset);
         Ok(Cluster {

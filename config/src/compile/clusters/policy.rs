@@ -26,6 +26,8 @@ pub(super) struct Policy<'a> {
     pub(super) proxy_protocol: Option<&'a ProxyProtocol>,
     /// Of the subset.
     pub(super) labels: Option<&'a BTreeMap<String, String>>,
+    /// Whether the mesh's blocks don't stand in for missing ones.
+    pub(super) hides_mesh: bool,
 }
 
 /// A `tls` block, and where it stands.
@@ -72,6 +74,7 @@ impl<'a> Policy<'a> {
                 retry_budget: None,
                 proxy_protocol: None,
                 labels: None,
+                hides_mesh: false,
             },
             None => Self {
                 load_balancer: policy.load_balancer.as_ref(),
@@ -81,6 +84,7 @@ impl<'a> Policy<'a> {
                 retry_budget: policy.retry_budget.as_ref(),
                 proxy_protocol: policy.proxy_protocol.as_ref(),
                 labels: None,
+                hides_mesh: false,
             },
         }
     }
@@ -91,6 +95,7 @@ impl<'a> Policy<'a> {
         let Some(policy) = traffic_policy else { return Some(base) };
         let path = format!("spec.subsets[{index}].trafficPolicy");
         Some(match of_port(policy, port) {
+            // The mesh's blocks belong to what these settings replace.
             Some((index, settings)) => Self {
                 load_balancer: settings.load_balancer.as_ref(),
                 outlier_detection: settings.outlier_detection.as_ref(),
@@ -99,6 +104,7 @@ impl<'a> Policy<'a> {
                 retry_budget: policy.retry_budget.as_ref().or(base.retry_budget),
                 proxy_protocol: policy.proxy_protocol.as_ref().or(base.proxy_protocol),
                 labels: base.labels,
+                hides_mesh: true,
             },
             None => Self {
                 load_balancer: policy.load_balancer.as_ref().or(base.load_balancer),
@@ -108,6 +114,7 @@ impl<'a> Policy<'a> {
                 retry_budget: policy.retry_budget.as_ref().or(base.retry_budget),
                 proxy_protocol: policy.proxy_protocol.as_ref().or(base.proxy_protocol),
                 labels: base.labels,
+                hides_mesh: false,
             },
         })
     }

@@ -246,6 +246,9 @@ fn layers() {
         (of_subset, format!("trafficPolicy: {{{top}}}, {}", subset(pool)), Some(1), Some(1)),
         (of_subset, format!("trafficPolicy: {{{top}}}, {}", subset(&errors(3))), Some(3), Some(3)),
         (of_subset, format!("trafficPolicy: {{{top}}}, {}", subset(&port(&errors(4)))), Some(4), Some(4)),
+        (of_subset, subset(pool), None, Some(9)),
+        // What the port of a subset leaves out is unset, whatever it is elsewhere.
+        (of_subset, format!("trafficPolicy: {{{top}}}, {}", subset(&port(pool))), None, None),
     ] {
         let text = yaml(destination, &rule);
         let errors = |text: &str| {

@@ -1,10 +1,13 @@
 //! networking.md §5.4: endpoints nearby come first.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::{Switched, outcomes, rule, service, tally, who_answers};
 use crate::harness::eventually;
 use crate::harness::gateway::Gateway;
 use crate::harness::mesh::Mesh;
 use crate::harness::table::Table;
+use crate::harness::upstream::Upstream;
 
 /// Ejects with the first error, for longer than a test takes.
 const DETECTION: &str = "outlierDetection: {consecutive5xxErrors: 1, maxEjectionPercent: 100}";
@@ -179,6 +182,70 @@ async fn shares() {
     // 30 % of 300, give or take six standard deviations.
     if !(42..=138).contains(&counts[2]) {
         table.fail(format!("{counts:?} of 300 requests"));
+    }
+    table.finish();
+}
+
+/// Who decides: the rule, the Service's wish, the mesh.
+#[tokio::test]
+async fn precedence() {
+    let addresses = [1, 2, 3].map(|last| IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)));
+    let upstreams = Upstream::ok_on(&addresses).await;
+    let port = upstreams[0].address().port();
+    let kubernetes = |name: &str, annotation: &str| {
+        let endpoints: Vec<_> = ["zone1", "zone1", "zone2"]
+            .iter()
+            .zip(addresses)
+            .map(|(zone, address)| format!("{{addresses: [{address}], zone: {zone}, conditions: {{ready: true}}}}"))
+            .collect();
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default, annotations: {{{annotation}}}}}\n\
+             spec: {{clusterIP: 10.0.0.1, ports: [{{name: http, port: 80, targetPort: {port}}}]}}\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}-1, namespace: default, \
+             labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\n\
+             ports: [{{name: http, port: {port}}}]\nendpoints: [{}]\n",
+            endpoints.join(", ")
+        )
+    };
+    let close = "networking.istio.io/traffic-distribution: PreferClose";
+    let off = "localityLbSetting: {enabled: false}";
+    let all = [30, 30, 30];
+    let near = [45, 45, 0];
+    // The Service's annotation, whether the rule has the setting and detection, and what that means with each setting of
+    // the mesh.
+    let rows = [
+        ("plain", "", "", "", [all, all, near]),
+        ("close", close, "", "", [near, near, near]),
+        ("detected", "", "", DETECTION, [near, all, near]),
+        ("close-off", close, off, "", [all, all, all]),
+        ("detected-off", "", off, DETECTION, [all, all, all]),
+        ("close-detected-off", close, off, DETECTION, [all, all, all]),
+    ];
+    let meshes = [
+        "",
+        "localityLbSetting: {enabled: false}",
+        "localityLbSetting: {distribute: [{from: '*', to: {'region1/zone1': 100}}]}",
+    ];
+    let mut table = Table::new("networking.md §5.4, precedence");
+    for (index, setting) in meshes.into_iter().enumerate() {
+        let mut mesh = Mesh::new();
+        for (name, annotation, setting, detection, _) in rows {
+            let balancer = format!("simple: ROUND_ROBIN{}{setting}", if setting.is_empty() { "" } else { ", " });
+            let host = format!("{name}.default.svc.cluster.local");
+            mesh = mesh
+                .document(&kubernetes(name, annotation))
+                .resource("DestinationRule", &rule(&host, &format!("loadBalancer: {{{balancer}}}, {detection}")))
+                .route(&host, &host);
+        }
+        let gateway = start(if setting.is_empty() { mesh } else { mesh.mesh_config(setting) }).await;
+        for (name, _, _, _, expected) in rows {
+            table.row(format!("{name}, mesh {setting:?}"));
+            let host = format!("{name}.default.svc.cluster.local");
+            let outcomes = outcomes(&gateway, &host, 90).await;
+            table.check("outcomes", &true, &outcomes.iter().all(|outcome| outcome == "200"));
+            let counts: Vec<_> = upstreams.iter().map(|upstream| upstream.take().len()).collect();
+            table.check("of 90 requests", &expected[index][..], &counts[..]);
+        }
     }
     table.finish();
 }

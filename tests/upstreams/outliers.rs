@@ -254,6 +254,37 @@ async fn reloads() {
     table.finish();
 }
 
+/// Whichever worker has a connection, and however often a request is tried.
+#[tokio::test]
+async fn all_tries_of_all_workers_count() {
+    let upstreams = Switched::several(2).await;
+    upstreams[0].answers(503);
+    let five = "consecutive5xxErrors: 5, maxEjectionPercent: 100";
+    let retried = format!("loadBalancer: {{simple: ROUND_ROBIN}}, outlierDetection: {{{five}}}");
+    let list = upstreams.iter().map(|switched| (&switched.upstream, ""));
+    let mesh = watched(Mesh::new(), "alone.test", [&upstreams[0].upstream], five);
+    let mesh = service(mesh, "retried.test", "HTTP", list)
+        .resource("DestinationRule", &rule("retried.test", &retried))
+        .routes(
+            "retried.test",
+            "[{route: [{destination: {host: retried.test}}], retries: {attempts: 2, retryOn: 5xx}}]",
+        );
+    let gateway = mesh.builder().workers(3).start().await.unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..30 {
+        seen.append(&mut outcomes(&gateway, "alone.test", 1).await);
+    }
+    assert_eq!(seen.iter().filter(|outcome| *outcome == "503").count(), 5, "{seen:?}");
+    assert!(seen[5..].iter().all(|outcome| outcome == "UH"), "{seen:?}");
+
+    upstreams.iter().for_each(|switched| drop(switched.upstream.take()));
+    for _ in 0..30 {
+        assert_eq!(ask(&gateway, "retried.test", 1).await, "200");
+    }
+    assert_eq!(upstreams[0].upstream.take().len(), 5);
+    assert_eq!(ejections(&gateway, "retried.test").await, (1, 1));
+}
+
 /// `upstream/outlier-tcp`.
 #[tokio::test]
 async fn connections_count_too() {

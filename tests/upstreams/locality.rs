@@ -199,7 +199,8 @@ async fn precedence() {
             .map(|(zone, address)| format!("{{addresses: [{address}], zone: {zone}, conditions: {{ready: true}}}}"))
             .collect();
         format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default, annotations: {{{annotation}}}}}\n\
+            "apiVersion: v1\nkind: Service\n\
+             metadata: {{name: {name}, namespace: default, annotations: {{{annotation}}}}}\n\
              spec: {{clusterIP: 10.0.0.1, ports: [{{name: http, port: 80, targetPort: {port}}}]}}\n---\n\
              apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}-1, namespace: default, \
              labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\n\
@@ -211,8 +212,8 @@ async fn precedence() {
     let off = "localityLbSetting: {enabled: false}";
     let all = [30, 30, 30];
     let near = [45, 45, 0];
-    // The Service's annotation, whether the rule has the setting and detection, and what that means with each setting of
-    // the mesh.
+    // The Service's annotation, whether the rule has the setting and detection, and what that means with each setting
+    // of the mesh.
     let rows = [
         ("plain", "", "", "", [all, all, near]),
         ("close", close, "", "", [near, near, near]),

@@ -355,7 +355,12 @@ async fn tunnels_over_http2() {
 #[tokio::test]
 async fn the_end_of_one_side_is_the_end_of_a_tunnel() {
     let (proxy, _) = forward_proxy(OPENED).await;
-    let gateway = tunnels([(9000, "TCP", &proxy, "protocol: CONNECT")]).await;
+    let resets = Upstream::h2(|_| {
+        vec![H2Step::Head(200, &[], false), H2Step::Data(b"tun:", false), H2Step::Reset(h2::Reason::CANCEL)]
+    });
+    let resets = resets.await;
+    let services = [(9000, "TCP", &proxy, "protocol: CONNECT"), (9001, "HTTP2", &resets, "protocol: CONNECT")];
+    let gateway = tunnels(services).await;
     let mut client = Http1::connect(gateway.address(9000)).await;
     assert_eq!(client.read_exactly(4).await, Ok(b"tun:".to_vec()));
     client.reset();
@@ -365,6 +370,9 @@ async fn the_end_of_one_side_is_the_end_of_a_tunnel() {
     assert_eq!(client.read_exactly(4).await, Ok(b"tun:".to_vec()));
     drop(proxy);
     assert!(matches!(client.ended(PATIENCE).await, End::Closed | End::Reset));
+
+    let mut client = Http1::connect(gateway.address(9001)).await;
+    while !matches!(client.ended(PATIENCE).await, End::Closed | End::Reset) {}
 }
 
 /// The tunnel of a subset comes before that of the service, and HTTP routes have none.

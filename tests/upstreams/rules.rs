@@ -103,17 +103,23 @@ impl Rows {
         let mut table = Table::new(title);
         for (name, host, expected) in rows {
             table.row(name);
-            let before = upstream.connections();
-            let mut client = Http1::connect(gateway.address(80)).await;
-            for _ in 0..12 {
-                table.check("status", &200, &client.get(&host, "/").await.status);
-            }
-            let connections = upstream.connections() - before;
-            // Without a limit one connection is enough.
-            let allowed = if connections == 1 { 0 } else { 12 / connections.max(1) };
-            table.check("requests by connection", &expected, &allowed);
+            table.check("requests by connection", &expected, &in_force(&gateway, &host, &upstream).await);
         }
         table.finish();
+    }
+}
+
+/// How many requests for `host` a connection to the upstream takes; 0 for any number.
+async fn in_force(gateway: &Gateway, host: &str, upstream: &Upstream) -> usize {
+    let before = upstream.connections();
+    let mut client = Http1::connect(gateway.address(80)).await;
+    for _ in 0..12 {
+        let response = client.get(host, "/").await;
+        assert_eq!(response.status, 200, "{host}: {response:?}");
+    }
+    match upstream.connections() - before {
+        1 => 0,
+        connections => 12 / connections,
     }
 }
 
@@ -309,6 +315,41 @@ async fn layering_over_the_mesh() {
     layers(&mut rows, 1);
     let mesh = format!("rootNamespace: istio-system\ndefaultTrafficPolicy: {{{}}}", http(1));
     rows.run("networking.md §5.2, layers over defaultTrafficPolicy", "edge", &mesh).await;
+}
+
+/// Names without dots are those of Services in the namespace of the rule.
+#[tokio::test]
+async fn short_names() {
+    let upstream = Upstream::ok().await;
+    let port = upstream.address().port();
+    // Where the rule is, what it calls the Service, and what is in force then.
+    let rows = [
+        ("a", "default", "a", 3),
+        ("b", "default", "b.default", 0),
+        ("c", "default", "c.default.svc.cluster.local", 3),
+        ("d", "default", "'*.default.svc.cluster.local'", 3),
+        ("e", "istio-system", "e", 0),
+        ("f", "istio-system", "f.default.svc.cluster.local", 3),
+        ("g", "default", "g.other.svc.cluster.local", 0),
+    ];
+    let mut table = Table::new("networking.md §1.3, §5.1, names of hosts");
+    for (name, namespace, host, expected) in rows {
+        table.row(format!("{host} in {namespace}"));
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\n\
+             spec: {{clusterIP: 10.0.0.1, ports: [{{name: http, port: 80, targetPort: {port}}}]}}\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}-1, namespace: default, \
+             labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\n\
+             ports: [{{name: http, port: {port}}}]\nendpoints: [{{addresses: [127.0.0.1]}}]\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+             metadata: {{name: r, namespace: {namespace}}}\nspec: {{host: {host}, {}}}\n",
+            policy(3)
+        );
+        let gateway = Mesh::new().document(&service).route("a.test", &format!("{name}.default.svc.cluster.local"));
+        let gateway = gateway.start().await;
+        table.check("requests by connection", &expected, &in_force(&gateway, "a.test", &upstream).await);
+    }
+    table.finish();
 }
 
 /// `proxyProtocol` belongs to the service or the subset: settings of a port have none, and hide that of the service.

@@ -408,7 +408,7 @@ async fn few_users_move() {
 #[tokio::test]
 async fn users_of_an_ejected_endpoint() {
     let upstreams = Switched::several(4).await;
-    let detection = "outlierDetection: {consecutive5xxErrors: 1, maxEjectionPercent: 100, baseEjectionTime: 1s, \
+    let detection = "outlierDetection: {consecutive5xxErrors: 1, maxEjectionPercent: 100, baseEjectionTime: 2s, \
                      interval: 100ms}";
     let list = || upstreams.iter().map(|switched| (&switched.upstream, ""));
     for algorithm in ["minimumRingSize: 1024", "maglev: {tableSize: 65537}"] {

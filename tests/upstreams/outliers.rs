@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use http::Request;
+
 use super::{Switched, ejections, outcomes, rule, service};
-use crate::harness::client::{End, Http1, ended_after};
+use crate::harness::client::{End, Http1, Http2, ended_after};
 use crate::harness::gateway::Gateway;
 use crate::harness::mesh::Mesh;
 use crate::harness::table::Table;
-use crate::harness::upstream::{Step, Upstream, answer, ok, status};
+use crate::harness::upstream::{H2Step, Step, Upstream, answer, ok, status};
 use crate::harness::{PATIENCE, eventually};
 
 /// An HTTP service with these upstreams, to which its own host is routed in turns.
@@ -80,6 +82,65 @@ async fn what_counts() {
         table.check("outcomes", *expected, &*ask(&gateway, &host, count).await);
         table.check("ejections", &(*ejected, *ejected), &ejections(&gateway, &host).await);
     }
+    table.finish();
+}
+
+/// A gRPC call counts by its `grpc-status`, wherever that stands (Envoy's `Grpc::Utility::grpcToHttpStatus`).
+#[tokio::test]
+async fn statuses_of_grpc() {
+    let head = |end: bool| H2Step::Head(200, if end { &[("grpc-status", "14")] } else { &[] }, end);
+    let at_once = Upstream::h2(move |_| vec![head(true)]).await;
+    let in_trailers =
+        Upstream::h2(move |_| vec![head(false), H2Step::Data(b"x", false), H2Step::Trailers(&[("grpc-status", "13")])])
+            .await;
+    let of_client = Upstream::h2(move |_| vec![head(false), H2Step::Trailers(&[("grpc-status", "5")])]).await;
+    let rows = [
+        ("unavailable", &at_once, "consecutiveGatewayErrors: 2, consecutive5xxErrors: 0", 1),
+        ("internal", &in_trailers, "consecutive5xxErrors: 2", 1),
+        ("internal-is-no-gateway-error", &in_trailers, "consecutiveGatewayErrors: 2, consecutive5xxErrors: 0", 0),
+        ("not-found", &of_client, "consecutive5xxErrors: 2", 0),
+    ];
+    let mut mesh = Mesh::new();
+    for (name, upstream, detection, _) in &rows {
+        let host = format!("{name}.test");
+        let policy = format!("outlierDetection: {{{detection}, maxEjectionPercent: 100}}");
+        mesh = service(mesh, &host, "GRPC", [(*upstream, "")])
+            .resource("DestinationRule", &rule(&host, &policy))
+            .routes(&host, &format!("[{{route: [{{destination: {{host: {host}}}}}], retries: {{attempts: 0}}}}]"));
+    }
+    let gateway = mesh.start().await;
+    let mut table = Table::new("networking.md §5.6, gRPC");
+    for (name, _, _, ejected) in rows {
+        table.row(name);
+        let host = format!("{name}.test");
+        let mut client = Http2::connect(gateway.address(80)).await;
+        for _ in 0..2 {
+            let request = Request::post(format!("http://{host}/s/m")).header("content-type", "application/grpc");
+            let response = client.exchange(request.body(()).unwrap(), b"").await;
+            table.check("status", &200, &response.status);
+        }
+        table.check("ejections", &(ejected, ejected), &ejections(&gateway, &host).await);
+    }
+    table.finish();
+}
+
+/// What is never sent is nobody's failure: such hosts can be asked for in HTTP/1.1, and not be named in HTTP/2.
+#[tokio::test]
+async fn clients_eject_nobody_by_themselves() {
+    let upstream = Upstream::h2(|_| vec![H2Step::Head(200, &[], true)]).await;
+    let policy = "outlierDetection: {consecutive5xxErrors: 1, maxEjectionPercent: 100}";
+    let gateway = service(Mesh::new(), "two.test", "HTTP2", [(&upstream, "")])
+        .resource("DestinationRule", &rule("two.test", policy))
+        .route("*.odd.test", "two.test")
+        .start()
+        .await;
+    let mut client = Http1::connect(gateway.address(80)).await;
+    let mut table = Table::new("hosts that HTTP/2 has no word for");
+    for (host, status) in [("a%b.odd.test", 502), ("a]b.odd.test", 502), ("plain.odd.test", 200)] {
+        table.row(host);
+        table.check("status", &status, &client.get(host, "/").await.status);
+    }
+    table.check("ejections", &(0, 0), &ejections(&gateway, "two.test").await);
     table.finish();
 }
 

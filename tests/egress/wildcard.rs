@@ -47,7 +47,16 @@ async fn requests_name_the_host() {
     dns.set("same.wild.test", &[ONE], 3600);
     dns.set_absent("absent.wild.test");
     dns.fail("fails.wild.test");
-    let mesh = Mesh::new().resource("ServiceEntry", &dynamic(80, "HTTP", port)).routes("*.wild.test", TO_WILD);
+    dns.set("copy.wild.test", &[TWO], 3600);
+    let original = Upstream::ok().await;
+    let mesh = Mesh::new()
+        .resource("ServiceEntry", &dynamic(80, "HTTP", port))
+        .service("original.test", "HTTP", &[original.address()])
+        .routes("*.wild.test", TO_WILD)
+        .routes(
+            "copy.wild.test",
+            "[{route: [{destination: {host: original.test, port: {number: 80}}}], mirror: {host: '*.wild.test'}}]",
+        );
     let gateway = start(&mesh, &dns).await;
     let get = async |host: &str| Http1::connect(gateway.address(80)).await.get(host, "/").await;
     let mut table = Table::new("DYNAMIC_DNS, HTTP");
@@ -71,6 +80,12 @@ async fn requests_name_the_host() {
         table.check("status", &200, &get("same.wild.test").await.status);
     }
     table.check("connections", &1, &(backends[0].connections() - before));
+
+    table.row("copies go to the host, too");
+    table.check("status", &200, &get("copy.wild.test").await.status);
+    table.check("original", &1, &original.take().len());
+    let copy = eventually("the copy", || async { backends[1].take().pop() }).await;
+    table.check("host", &Some("copy.wild.test"), &copy.header("host"));
 
     table.row("a name that doesn't exist");
     let answer = get("absent.wild.test").await;

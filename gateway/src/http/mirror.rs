@@ -20,6 +20,7 @@ use crate::response::Reset;
 use crate::upstream::RequestBody;
 use crate::upstream::balancer::Pick;
 use crate::upstream::cluster::Cluster;
+use crate::upstream::endpoint::{Address, Endpoint};
 use crate::upstream::pool::Key;
 use crate::worker::Worker;
 
@@ -54,9 +55,13 @@ impl Mirrors {
                 continue;
             }
             let Some(cluster) = exchange.state.clusters.get(&mirror.cluster) else { continue };
+            // A copy leaves for no host that the request itself could not.
+            let admitted = exchange.check_server_name(cluster).and_then(|()| exchange.dynamic_host(cluster));
+            let Ok(host) = admitted else { continue };
             let copy = Copy {
                 head: copied_head(request, exchange),
                 cluster: Arc::clone(cluster),
+                host,
                 http2: match cluster.config.protocol {
                     UpstreamProtocol::Http1 => false,
                     UpstreamProtocol::Http2 => true,
@@ -113,6 +118,8 @@ fn copied_head(request: &RequestHead, exchange: &Exchange) -> RequestHead {
 struct Copy {
     head: RequestHead,
     cluster: Arc<Cluster>,
+    /// Where to, if that is the request's host.
+    host: Option<Address>,
     http2: bool,
     empty: bool,
     /// Whose request it is.
@@ -125,7 +132,13 @@ impl Copy {
         let _active =
             self.cluster.usage.acquire(|usage| &usage.requests, limits.max_requests).ok_or(Reset::Overflow)?;
         let pick = |bound| worker.random_below(bound);
-        let Some(endpoint) = self.cluster.pick(Pick::default(), pick) else { return Ok(()) };
+        let endpoint = match &self.host {
+            Some(host) => Arc::new(Endpoint::new(host.clone())),
+            None => match self.cluster.pick(Pick::default(), pick) {
+                Some(endpoint) => endpoint,
+                None => return Ok(()),
+            },
+        };
         let _under_way = endpoint.begin();
         let key = Key::new(&self.cluster, &endpoint.address, &self.head.authority, &self.connection);
         let mut upstream = worker.pools.acquire(&self.cluster, &key, &endpoint.alternatives, self.http2).await?;

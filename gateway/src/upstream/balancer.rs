@@ -1,7 +1,7 @@
 //! Who gets the next request: the endpoints of one moment, in the order in which they are to be used.
 //!
 //! A [`Balancer`] is immutable but for the positions of those who take turns. When endpoints come, go, are ejected or
-//! return, the cluster makes a new one, which goes on where the old one was.
+//! return, the cluster makes a new one, in which equal endpoints go on taking turns where they were.
 //!
 //! Source: `reference/networking.md` §5.3, §5.4, §5.6; Envoy's load balancers.
 

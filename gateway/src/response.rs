@@ -388,6 +388,8 @@ fn egress_denied(reason: Reason) -> LocalReply {
         | Reason::NotCovered
         | Reason::NotTls
         | Reason::ClearText
+        | Reason::PastTls
+        | Reason::PastRoutes
         | Reason::ForbiddenAddress
         | Reason::Loop => 403,
     };

@@ -386,6 +386,76 @@ async fn unknown_hosts_on_demand() {
     table.finish();
 }
 
+/// What goes through a tunnel sees no TLS of a DestinationRule and no route of a VirtualService; where those would be left
+/// out, there is no tunnel.
+#[tokio::test]
+async fn tunnels_leave_no_rule_out() {
+    let (plain, echo) = (Upstream::ok().await, Upstream::echo().await);
+    let mut mesh = Mesh::new()
+        .servers(PROXY, &[3128])
+        .resource("ServiceEntry", &entry("db.test", 5432, "TCP", &echo))
+        .resource("ServiceEntry", &entry("missing.test", 5432, "TCP", &echo))
+        .resource("ServiceEntry", &entry("web.test", 80, "HTTP", &plain))
+        .resource("ServiceEntry", &entry("off.test", 5432, "TCP", &echo))
+        .resource("ServiceEntry", &entry("free.test", 80, "HTTP", &plain))
+        .resource("DestinationRule", "host: db.test\ntrafficPolicy: {tls: {mode: SIMPLE}}\n")
+        .resource(
+            "DestinationRule",
+            "host: missing.test\ntrafficPolicy: {tls: {mode: MUTUAL, credentialName: nowhere}}\n",
+        )
+        .resource("DestinationRule", "host: web.test\ntrafficPolicy: {tls: {mode: SIMPLE}}\n")
+        .resource("DestinationRule", "host: off.test\ntrafficPolicy: {tls: {mode: DISABLE}}\n");
+    for (host, protocol) in [("routed.test", "HTTP"), ("routed2.test", "HTTP2"), ("rpc.test", "GRPC")] {
+        mesh = mesh.resource("ServiceEntry", &entry(host, 80, protocol, &plain)).routes(
+            host,
+            "[{match: [{headers: {allowed: {exact: 'yes'}}}], route: [{destination: {host: free.test}}]}]",
+        );
+    }
+    mesh = mesh
+        .resource("ServiceEntry", &entry("a.wild.test", 80, "HTTP", &plain))
+        .routes("*.wild.test", "[{route: [{destination: {host: free.test}}]}]")
+        .resource("ServiceEntry", &entry("stream.test", 5432, "TCP", &echo))
+        .routes("stream.test", "[{route: [{destination: {host: free.test}}]}]");
+    let gateway = mesh.start().await;
+    let mut table = Table::new("tunnels and rules");
+    for (authority, code, details) in [
+        ("db.test:5432", 403, "egress_denied{past_tls}"),
+        ("missing.test:5432", 403, "egress_denied{past_tls}"),
+        ("web.test:80", 403, "egress_denied{past_tls}"),
+        ("routed.test:80", 403, "egress_denied{past_routes}"),
+        ("ROUTED.test:80", 403, "egress_denied{past_routes}"),
+        ("routed2.test:80", 403, "egress_denied{past_routes}"),
+        ("rpc.test:80", 403, "egress_denied{past_routes}"),
+        ("a.wild.test:80", 403, "egress_denied{past_routes}"),
+        ("off.test:5432", 200, "via_upstream"),
+        ("free.test:80", 200, "via_upstream"),
+        ("stream.test:5432", 200, "via_upstream"),
+    ] {
+        table.row(authority);
+        let (stream, head) = ask_for_tunnel(&gateway, authority).await;
+        table.check("status", &code, &status(&head));
+        table.expect_log(stream.local_addr().ok(), code, "-", details);
+    }
+    table.row("over HTTP/2");
+    let mut client = Http2::connect(gateway.address(3128)).await;
+    for (authority, body) in [
+        ("db.test:5432", "egress denied: the gateway begins TLS for this port: no tunnels"),
+        ("routed.test:80", "egress denied: a VirtualService has routes for this host: no tunnels to HTTP"),
+    ] {
+        let (response, _) = client.open(Request::connect(authority).body(()).unwrap(), true).await.unwrap();
+        let answer = read_h2(response).await;
+        table.check(authority, &(403, body.to_owned()), &(answer.status, answer.text()));
+    }
+    table.row("what has left");
+    let opened = eventually("three connections", || async {
+        let opened = plain.connections() + echo.connections();
+        (opened >= 3).then_some(opened)
+    });
+    table.check("connections", &3, &opened.await);
+    table.check_logs(&gateway).await;
+    table.finish();
+}
+
 /// A tunnel ends with either side, and leaves nothing behind.
 #[tokio::test]
 async fn tunnels_end() {

@@ -42,6 +42,10 @@ pub enum Reason {
     NotTls,
     /// A request in clear text for a port that speaks TLS.
     ClearText,
+    /// A tunnel would leave out the TLS that the DestinationRule begins.
+    PastTls,
+    /// A tunnel would go past the routes of a VirtualService.
+    PastRoutes,
     /// The name stands for addresses that are not public.
     ForbiddenAddress,
     /// The name leads back to this gateway.
@@ -65,6 +69,8 @@ impl Reason {
             Self::ServerNameMismatch => "server_name_mismatch",
             Self::NotTls => "not_tls",
             Self::ClearText => "clear_text",
+            Self::PastTls => "past_tls",
+            Self::PastRoutes => "past_routes",
             Self::ForbiddenAddress => "forbidden_address",
             Self::Loop => "loop",
         }
@@ -86,6 +92,8 @@ impl Reason {
             Self::ServerNameMismatch => "the connection was made for another host",
             Self::NotTls => "this port is for TLS, for the host that was asked for",
             Self::ClearText => "this port is for TLS: use https",
+            Self::PastTls => "the gateway begins TLS for this port: no tunnels",
+            Self::PastRoutes => "a VirtualService has routes for this host: no tunnels to HTTP",
             Self::ForbiddenAddress => "the host has no public address",
             Self::Loop => "the host leads back to this gateway",
         }

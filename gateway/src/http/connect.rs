@@ -41,6 +41,20 @@ pub(super) struct Wanted {
     pub protocol: PortProtocol,
 }
 
+impl Wanted {
+    /// Why there must be no tunnel: what goes through it is the client's own, and the rules for requests are not for it.
+    /// Where the port is for TLS it must be TLS for the host, and nothing is left out. `is_routed`: a VirtualService of
+    /// the gateway has the host.
+    pub fn refusal(&self, is_routed: bool) -> Option<Reason> {
+        match self.protocol {
+            PortProtocol::Tls => None,
+            _ if self.cluster.config.tls.is_some() => Some(Reason::PastTls),
+            PortProtocol::Http if is_routed => Some(Reason::PastRoutes),
+            PortProtocol::Http | PortProtocol::Tcp => None,
+        }
+    }
+}
+
 /// Answers a CONNECT and carries bytes until both sides have ended.
 pub(super) async fn connect<S: ClientStream>(
     exchange: &mut Exchange,

@@ -314,7 +314,11 @@ impl Exchange {
         let cluster = action.clusters.first().and_then(|first| self.state.clusters.get(&first.cluster)).cloned();
         let Some(cluster) = cluster else { return self.fail(stream, Failure::NoCluster).await };
         if is_connect {
-            return connect::connect(self, stream, connect::Wanted { cluster, host, port, protocol }).await;
+            let wanted = connect::Wanted { cluster, host, port, protocol };
+            return match wanted.refusal(self.facts.virtual_host.is_some()) {
+                Some(reason) => self.deny(stream, reason).await,
+                None => connect::connect(self, stream, wanted).await,
+            };
         }
         if protocol == PortProtocol::Tls && cluster.config.tls.is_none() {
             return self.deny(stream, Reason::ClearText).await;

@@ -456,6 +456,41 @@ async fn tunnels_leave_no_rule_out() {
     table.finish();
 }
 
+/// Consistent hashing keeps the tunnels of a client at one endpoint, as its requests.
+#[tokio::test]
+async fn tunnels_stay_with_their_hash() {
+    let servers = [Upstream::ok().await, Upstream::ok().await, Upstream::ok().await, Upstream::ok().await];
+    let endpoints: Vec<String> = servers
+        .iter()
+        .map(|server| format!("{{address: 127.0.0.1, ports: {{main: {}}}}}", server.address().port()))
+        .collect();
+    let entry = format!(
+        "hosts: [many.test]\nlocation: MESH_EXTERNAL\nresolution: STATIC\n\
+         ports: [{{number: 80, name: main, protocol: HTTP}}]\nendpoints: [{}]\n",
+        endpoints.join(", ")
+    );
+    let gateway = Mesh::new()
+        .servers(PROXY, &[3128])
+        .resource("ServiceEntry", &entry)
+        .resource(
+            "DestinationRule",
+            "host: many.test\ntrafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}\n",
+        )
+        .start()
+        .await;
+    let mut client = Http1::connect(gateway.address(3128)).await;
+    assert_eq!(client.exchange("GET http://many.test/ HTTP/1.1\r\nhost: many.test\r\n\r\n").await.status, 200);
+    for _ in 0..8 {
+        assert_eq!(status(&ask_for_tunnel(&gateway, "many.test:80").await.1), 200);
+    }
+    eventually("all at one endpoint", || async {
+        let mut connections: Vec<usize> = servers.iter().map(Upstream::connections).collect();
+        connections.sort_unstable();
+        (connections == [0, 0, 0, 9]).then_some(())
+    })
+    .await;
+}
+
 /// A tunnel ends with either side, and leaves nothing behind.
 #[tokio::test]
 async fn tunnels_end() {

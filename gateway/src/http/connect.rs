@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use config::snapshot::egress::PortProtocol;
+use config::snapshot::route::Forward;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
+use super::affinity::affinity;
 use super::exchange::{Cut, Exchange};
 use super::timers::Idle;
 use super::{ClientStream, Frame, Gone};
@@ -32,8 +34,10 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
 const READ_SIZE: usize = 16 * 1024;
 
 /// What a tunnel is for.
-pub(super) struct Wanted {
+pub(super) struct Wanted<'a> {
     pub cluster: Arc<Cluster>,
+    /// What leads to the cluster.
+    pub action: &'a Forward,
     /// In lower case.
     pub host: Arc<str>,
     pub port: u16,
@@ -41,7 +45,7 @@ pub(super) struct Wanted {
     pub protocol: PortProtocol,
 }
 
-impl Wanted {
+impl Wanted<'_> {
     /// Why there must be no tunnel: what goes through it is the client's own, and the rules for requests are not for it.
     /// Where the port is for TLS it must be TLS for the host, and nothing is left out. `is_routed`: a VirtualService of
     /// the gateway has the host.
@@ -59,7 +63,7 @@ impl Wanted {
 pub(super) async fn connect<S: ClientStream>(
     exchange: &mut Exchange,
     stream: &mut S,
-    wanted: Wanted,
+    wanted: Wanted<'_>,
 ) -> Result<(), Cut> {
     let cluster = Arc::clone(&wanted.cluster);
     exchange.facts.cluster = Some(Arc::clone(&cluster));
@@ -77,10 +81,13 @@ pub(super) async fn connect<S: ClientStream>(
             let port = if dns.port == 0 { wanted.port } else { dns.port };
             (Address::Host(Arc::clone(&wanted.host), port), Vec::new(), None)
         }
-        None => match cluster.pick(Pick::default(), |bound| worker.random_below(bound)) {
-            Some(endpoint) => (endpoint.address.clone(), endpoint.alternatives.clone(), Some(endpoint.begin())),
-            None => return exchange.fail(stream, Failure::NoHealthyUpstream).await,
-        },
+        None => {
+            let hash = affinity(exchange, wanted.action, &cluster).hash;
+            match cluster.pick(Pick { hash, ..Pick::default() }, |bound| worker.random_below(bound)) {
+                Some(endpoint) => (endpoint.address.clone(), endpoint.alternatives.clone(), Some(endpoint.begin())),
+                None => return exchange.fail(stream, Failure::NoHealthyUpstream).await,
+            }
+        }
     };
     exchange.facts.upstream_host = Some(address.clone());
     let way = Way { address: &address, alternatives: &alternatives, resolver: &worker.pools.resolver };

@@ -314,7 +314,7 @@ impl Exchange {
         let cluster = action.clusters.first().and_then(|first| self.state.clusters.get(&first.cluster)).cloned();
         let Some(cluster) = cluster else { return self.fail(stream, Failure::NoCluster).await };
         if is_connect {
-            let wanted = connect::Wanted { cluster, host, port, protocol };
+            let wanted = connect::Wanted { cluster, action, host, port, protocol };
             return match wanted.refusal(self.facts.virtual_host.is_some()) {
                 Some(reason) => self.deny(stream, reason).await,
                 None => connect::connect(self, stream, wanted).await,

@@ -193,7 +193,8 @@ trait ClientStream {
     /// Whether the whole request has arrived.
     fn is_request_complete(&self) -> bool;
 
-    /// Ready when the client has gone. To be polled while nothing is being read from it.
+    /// Ready when the client has gone. To be polled while nothing is being read from it. In a tunnel, a client that has
+    /// ended its side is still there.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone>;
 
     fn send_informational(&mut self, status: u16, headers: &Headers);

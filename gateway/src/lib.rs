@@ -8,6 +8,7 @@ pub mod egress;
 pub mod filter;
 pub mod http;
 pub mod listener;
+mod relay;
 pub mod reload;
 pub mod request;
 pub mod response;

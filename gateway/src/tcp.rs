@@ -4,7 +4,6 @@
 //!
 //! Source: `reference/networking.md` §3.18-3.20, §9; `reference/telemetry-and-operations.md` §1, §4.
 
-mod relay;
 mod tunnel;
 
 use std::borrow::Cow;
@@ -24,6 +23,7 @@ use crate::egress::host::{Host, Target};
 use crate::egress::suggestion::Protocol;
 use crate::http::timers::Idle;
 use crate::http::{Downstream, affinity};
+use crate::relay::{End, Relay, Side};
 use crate::request::{ConnectionFacts, Facts};
 use crate::response::{Flag, Reset};
 use crate::stream::Transport;
@@ -37,7 +37,6 @@ use crate::upstream::on_demand::Unresolved;
 use crate::upstream::outlier::Outcome;
 use crate::upstream::pool::Key;
 use crate::worker::Worker;
-use relay::{End, Relay, Side};
 use tunnel::Upstream;
 
 /// Serves a connection, whose transport is what the upstream gets to see: plaintext, decrypted TLS, or TLS as the client

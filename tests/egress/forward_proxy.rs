@@ -3,6 +3,10 @@
 //! Expected values: RFC 9110 §9.3.6 and RFC 9112 §3.2 for the protocol; where Istio has no forward proxies, the rules that
 //! README states.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -531,6 +535,165 @@ async fn tunnels_end() {
     })
     .await;
     eventually("no connection is left", || async { (echo.open() <= 1).then_some(()) }).await;
+}
+
+/// A client that reads nothing holds nothing of the upstream once the tunnel's time is over, and is cut in the end.
+#[tokio::test]
+async fn deaf_clients_hold_no_upstream() {
+    let floods = Upstream::raw(|mut stream, _| async move {
+        let piece = [0; 64 * 1024];
+        while stream.write_all(&piece).await.is_ok() {}
+    })
+    .await;
+    let limits = "{tcp: {maxConnections: 1, idleTimeout: 500ms}}";
+    let gateway = Mesh::new()
+        .servers(PROXY, &[3128])
+        .resource("ServiceEntry", &entry("floods.test", 9000, "TCP", &floods))
+        .resource("DestinationRule", &format!("host: floods.test\ntrafficPolicy: {{connectionPool: {limits}}}\n"))
+        .builder()
+        .environment("ISTIO_META_IDLE_TIMEOUT", "1s")
+        .start()
+        .await
+        .unwrap();
+    let (stream, head) = ask_for_tunnel(&gateway, "floods.test:9000").await;
+    assert_eq!(status(&head), 200);
+    let from = stream.local_addr().unwrap();
+    eventually("the upstream is let go", || async { (floods.open() == 0).then_some(()) }).await;
+    assert_eq!(gateway.log_line_of(from).await.expect("the client is cut").code(), "200");
+    drop(stream);
+
+    let mut client = Http2::connect(gateway.address(3128)).await;
+    let (response, _sender) = client.open(Request::connect("floods.test:9000").body(()).unwrap(), false).await.unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 200);
+    eventually("the upstream is let go", || async { (floods.open() == 0).then_some(()) }).await;
+    assert_eq!(gateway.log_line_of(client.address()).await.expect("the stream is cut").code(), "200");
+}
+
+/// A client that has ended its side and goes away takes the upstream's connection with it.
+#[tokio::test]
+async fn half_closed_clients_are_missed() {
+    // Says nothing, so that only its own connection can tell.
+    let ends = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&ends);
+    let silent = Upstream::raw(move |mut stream, _| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+            seen.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.ready(tokio::io::Interest::ERROR).await;
+        }
+    })
+    .await;
+    let ended = async |count| {
+        eventually("the client's end", || async { (ends.load(Ordering::SeqCst) == count).then_some(()) }).await;
+    };
+    let gateway = Mesh::new()
+        .servers(PROXY, &[3128])
+        .resource("ServiceEntry", &entry("silent.test", 9000, "TCP", &silent))
+        .start()
+        .await;
+    let mut client = Http2::connect(gateway.address(3128)).await;
+    let (response, mut sender) =
+        client.open(Request::connect("silent.test:9000").body(()).unwrap(), false).await.unwrap();
+    assert_eq!(response.await.unwrap().status(), 200);
+    sender.send_data(Bytes::from_static(b"question"), true).unwrap();
+    ended(1).await;
+    let from = client.address();
+    drop((client, sender));
+    eventually("the upstream is let go", || async { (silent.open() == 0).then_some(()) }).await;
+    assert_eq!(gateway.log_line_of(from).await.unwrap().flags(), "DC");
+
+    let (mut stream, _) = ask_for_tunnel(&gateway, "silent.test:9000").await;
+    stream.write_all(b"question").await.unwrap();
+    stream.shutdown().await.unwrap();
+    ended(2).await;
+    assert_eq!(silent.open(), 1, "a half-closed client waits for its answer");
+    Http1::over(stream).reset();
+    eventually("the upstream is let go", || async { (silent.open() == 0).then_some(()) }).await;
+}
+
+/// An upstream may answer and close although the client still sends: the answer counts.
+#[tokio::test]
+async fn last_words_are_delivered() {
+    let refuses = Upstream::raw(|mut stream, _| async move {
+        // Until nothing more fits between the two.
+        let _ = stream.read_u8().await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let _ = stream.write_all(b"too large").await;
+        // What was not read makes the close a reset.
+    })
+    .await;
+    let resets = Upstream::raw(|mut stream, _| async move {
+        let _ = stream.read_u8().await;
+        let _ = stream.write_all(b"too late").await;
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    })
+    .await;
+    let gateway = Mesh::new()
+        .servers(PROXY, &[3128])
+        .resource("ServiceEntry", &entry("refuses.test", 9000, "TCP", &refuses))
+        .resource("ServiceEntry", &entry("resets.test", 9000, "TCP", &resets))
+        .start()
+        .await;
+    let mut table = Table::new("last words");
+    for (host, length, words) in [("refuses.test", 64 << 20, "too large"), ("resets.test", 1, "too late")] {
+        for round in 0..5 {
+            table.row(format!("{host}, {round}"));
+            let (stream, _) = ask_for_tunnel(&gateway, &format!("{host}:9000")).await;
+            let from = stream.local_addr().unwrap();
+            let (mut read, mut write) = stream.into_split();
+            let sending = tokio::spawn(async move {
+                let _ = write.write_all(&vec![b'x'; length]).await;
+                write
+            });
+            let mut received = Vec::new();
+            let _ = tokio::time::timeout(PATIENCE, read.read_to_end(&mut received)).await.expect("an end");
+            table.check("answer", words, &*String::from_utf8_lossy(&received));
+            sending.abort();
+            drop((read, sending));
+            table.check("flags", "UC", gateway.log_line_of(from).await.unwrap().flags());
+
+            table.row(format!("{host} over HTTP/2, {round}"));
+            let mut client = Http2::connect(gateway.address(3128)).await;
+            let request = Request::connect(format!("{host}:9000")).body(()).unwrap();
+            let (response, mut sender) = client.open(request, false).await.unwrap();
+            sender.send_data(Bytes::from(vec![b'x'; length]), false).unwrap();
+            let answer = read_h2(response).await;
+            table.check("answer", &(200, words.to_owned()), &(answer.status, answer.text()));
+        }
+    }
+    table.finish();
+}
+
+/// A tunnel that waits holds no buffers, whatever has gone through it.
+#[tokio::test]
+async fn idle_tunnels_hold_little() {
+    let echo = Upstream::echo().await;
+    let gateway = Mesh::new()
+        .servers(PROXY, &[3128])
+        .resource("ServiceEntry", &entry("echo.test", 9000, "TCP", &echo))
+        .start()
+        .await;
+    let block = vec![1; 64 * 1024];
+    let mut streams = Vec::new();
+    let mut before = 0;
+    for count in 0..300 {
+        // What the first ones need is there for the others.
+        if count == 100 {
+            before = gateway.resident();
+        }
+        let (mut stream, _) = ask_for_tunnel(&gateway, "echo.test:9000").await;
+        let (mut read, mut write) = stream.split();
+        let mut echoed = vec![0; block.len()];
+        let (sent, received) = tokio::join!(write.write_all(&block), read.read_exact(&mut echoed));
+        sent.unwrap();
+        received.unwrap();
+        streams.push(stream);
+    }
+    let each = gateway.resident().saturating_sub(before) / 200;
+    eprintln!("an idle tunnel: {each} KiB of memory");
+    assert!(each < 48, "{each} KiB");
 }
 
 /// `HTTPS_PROXY=http://egress:3128 curl https://api.example.com`, for real.

@@ -10,15 +10,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use config::snapshot::cluster::Limits;
 use config::snapshot::egress::PortProtocol;
 use config::snapshot::route::Forward;
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::affinity::affinity;
 use super::exchange::{Cut, Exchange};
 use super::timers::Idle;
 use super::{ClientStream, Frame, Gone};
 use crate::egress::denials::Reason;
+use crate::relay::{End, Relay, Side};
 use crate::response::{Failure, Flag, Reset};
 use crate::stream::Transport;
 use crate::tls::hello::{Arriving, MAX_BYTES, NoHello};
@@ -30,8 +32,6 @@ use crate::upstream::outlier::Outcome;
 
 /// How long a client may take to begin TLS after the answer. Source: Envoy's listener filter timeout in Istio.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
-/// Bytes read from the upstream at once.
-const READ_SIZE: usize = 16 * 1024;
 
 /// What a tunnel is for.
 pub(super) struct Wanted<'a> {
@@ -72,7 +72,7 @@ pub(super) async fn connect<S: ClientStream>(
     }
     exchange.facts.attempts = 1;
     let limits = cluster.config.limits;
-    let Some(_permit) = cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) else {
+    let Some(permit) = cluster.usage.acquire(|usage| &usage.connections, limits.max_connections) else {
         return exchange.fail(stream, Failure::Upstream { reset: Reset::Overflow, retried: false }).await;
     };
     let worker = std::rc::Rc::clone(&exchange.context.worker);
@@ -121,187 +121,174 @@ pub(super) async fn connect<S: ClientStream>(
     stream.start_tunnel();
     exchange.send_head(stream, false);
 
-    let mut hello = (wanted.protocol == PortProtocol::Tls).then(|| Hello::new(&wanted.host));
-    let mut tunnel =
-        Tunnel { upstream, rest: Bytes::new(), buffer: BytesMut::new(), client: Side::Open, server: Side::Open };
-    let mut idle = limits.idle_timeout.map(Idle::new);
-    let mut lifetime = limits.max_connection_duration.map(|limit| Box::pin(tokio::time::sleep(limit)));
-    let end = poll_fn(|cx| {
-        let before = (exchange.facts.bytes_received, exchange.facts.bytes_sent);
-        let end = tunnel.poll(cx, exchange, stream, &mut hello)?;
-        if end.is_ready() {
-            return end.map(Ok::<End, Gone>);
-        }
-        if let Some(idle) = &mut idle {
-            if before != (exchange.facts.bytes_received, exchange.facts.bytes_sent) {
-                idle.moved();
-            }
-            if idle.poll(cx).is_ready() {
-                return Poll::Ready(Ok(End::Time));
-            }
-        }
-        match &mut lifetime {
-            Some(lifetime) => lifetime.as_mut().poll(cx).map(|()| Ok(End::Time)),
-            None => Poll::Pending,
-        }
-    })
-    .await;
-    match end {
-        Ok(End::Both | End::Time) => {
-            stream.send_end(None);
-            exchange.flush(stream).await.map(|_| ())
-        }
-        Ok(End::Upstream) => {
-            exchange.facts.flags.set(Flag::UC);
-            exchange.facts.details = Reset::ConnectionTermination.details(false).into();
-            Err(Cut::Response)
-        }
-        Ok(End::Denied(reason)) => {
+    let hello = (wanted.protocol == PortProtocol::Tls).then(|| Hello::new(&wanted.host));
+    let mut client = Client { stream, hello, rest: Bytes::new(), received: 0, is_told: false, stopped: None };
+    let end = relay(exchange, &mut client, upstream, &limits).await;
+    // However long the client takes from here on, it holds nothing of the upstream.
+    drop((permit, under_way));
+    let Client { stream, is_told, stopped, .. } = client;
+    match (stopped, end) {
+        (Some(Stopped::Denied(reason)), _) => {
             exchange.note_denial(reason);
             Err(Cut::Response)
         }
         // The status has been sent; that the client has gone is the end of most tunnels.
-        Err(gone) => Err(gone.into()),
+        (Some(Stopped::Gone(gone)), _) => Err(gone.into()),
+        (None, End::Gone { .. }) => {
+            exchange.facts.flags.set(Flag::UC);
+            exchange.facts.details = Reset::ConnectionTermination.details(false).into();
+            if is_told {
+                return Ok(());
+            }
+            // An HTTP/2 connection writes in a task of its own, and a reset drops what that has not taken yet.
+            tokio::task::yield_now().await;
+            Err(Cut::Response)
+        }
+        (None, End::Both) => {
+            if !is_told {
+                stream.send_end(None);
+            }
+            exchange.flush_reply(stream).await
+        }
     }
 }
 
-/// How a tunnel ends.
-enum End {
-    /// Both sides have said so.
-    Both,
-    /// Idle for too long, or open for too long.
-    Time,
-    /// The upstream is gone.
-    Upstream,
-    /// What the client sends must not leave.
+/// Carries bytes until both sides have ended, one is gone, or a time is over. The upstream is closed then.
+async fn relay<S: ClientStream>(
+    exchange: &mut Exchange,
+    client: &mut Client<'_, S>,
+    mut upstream: Transport,
+    limits: &Limits,
+) -> End {
+    let mut relay = Relay::behind_answer();
+    let mut idle = limits.idle_timeout.map(Idle::new);
+    let mut lifetime = limits.max_connection_duration.map(|limit| Box::pin(tokio::time::sleep(limit)));
+    let end = poll_fn(|cx| {
+        let end = relay.poll(cx, client, &mut upstream);
+        let facts = &mut exchange.facts;
+        if (facts.bytes_received, facts.bytes_sent) != (client.received, relay.sent()) {
+            (facts.bytes_received, facts.bytes_sent) = (client.received, relay.sent());
+            if let Some(idle) = &mut idle {
+                idle.moved();
+            }
+        }
+        if end.is_ready() {
+            return end;
+        }
+        match relay.half_ended() {
+            // An HTTP stream has one end for both directions: that of the upstream.
+            Some(Side::Upstream) => return Poll::Ready(End::Both),
+            Some(Side::Downstream) => {
+                if let Poll::Ready(gone) = client.stream.poll_gone(cx) {
+                    client.stopped = Some(Stopped::Gone(gone));
+                    return Poll::Ready(End::Gone { side: Side::Downstream, reset: true });
+                }
+            }
+            None => {}
+        }
+        let is_idle = idle.as_mut().is_some_and(|idle| idle.poll(cx).is_ready());
+        let is_old = lifetime.as_mut().is_some_and(|lifetime| lifetime.as_mut().poll(cx).is_ready());
+        if is_idle || is_old { Poll::Ready(End::Both) } else { Poll::Pending }
+    })
+    .await;
+    if let End::Gone { side: Side::Downstream, .. } = end {
+        // Its end must not look like a good one (RFC 9113 §8.5).
+        upstream.reset_on_close();
+    }
+    end
+}
+
+/// The client's side of a tunnel, as bytes.
+struct Client<'s, S> {
+    stream: &'s mut S,
+    /// What must come first.
+    hello: Option<Hello>,
+    /// Received, and not read yet.
+    rest: Bytes,
+    received: u64,
+    /// The end is on its way to the client.
+    is_told: bool,
+    stopped: Option<Stopped>,
+}
+
+/// Why nothing more is read from a client, or written to it.
+#[derive(Debug, Clone, Copy)]
+enum Stopped {
+    Gone(Gone),
+    /// What it sends must not leave.
     Denied(Reason),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Open,
-    /// It has ended, and the other side is yet to be told.
-    Ended,
-    /// The other side has been told.
-    Done,
-}
-
-struct Tunnel {
-    upstream: Transport,
-    /// From the client, and not written yet.
-    rest: Bytes,
-    /// From the upstream, empty between reads.
-    buffer: BytesMut,
-    client: Side,
-    server: Side,
-}
-
-impl Tunnel {
-    fn poll<S: ClientStream>(
-        &mut self,
-        cx: &mut Context<'_>,
-        exchange: &mut Exchange,
-        stream: &mut S,
-        hello: &mut Option<Hello>,
-    ) -> Result<Poll<End>, Gone> {
-        match self.poll_up(cx, exchange, stream, hello)? {
-            Poll::Ready(Err(end)) => return Ok(Poll::Ready(end)),
-            Poll::Ready(Ok(())) | Poll::Pending => {}
-        }
-        if let Poll::Ready(Err(_)) = self.poll_down(cx, exchange, stream)? {
-            return Ok(Poll::Ready(End::Upstream));
-        }
-        let flushed = stream.poll_flush(cx)?;
-        // An HTTP stream has one end for both directions: that of the upstream.
-        if self.server == Side::Ended && flushed.is_ready() {
-            return Ok(Poll::Ready(End::Both));
-        }
-        Ok(Poll::Pending)
-    }
-
-    /// From the client to the upstream.
-    fn poll_up<S: ClientStream>(
-        &mut self,
-        cx: &mut Context<'_>,
-        exchange: &mut Exchange,
-        stream: &mut S,
-        hello: &mut Option<Hello>,
-    ) -> Result<Poll<Result<(), End>>, Gone> {
+impl<S: ClientStream> Client<'_, S> {
+    /// What the client has sent and what may leave; nothing at its end.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Stopped>> {
         loop {
-            match self.poll_write_rest(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return Ok(Poll::Ready(Err(End::Upstream))),
-                Poll::Pending => return Ok(Poll::Pending),
-            }
-            if self.client != Side::Open {
-                return Ok(Poll::Ready(Ok(())));
-            }
-            let data = match stream.poll_body(cx) {
+            let data = match self.stream.poll_body(cx) {
                 Poll::Ready(Some(Ok(Frame::Data(data)))) => data,
-                Poll::Ready(Some(Ok(Frame::Trailers(_))) | None) => {
-                    self.client = Side::Ended;
-                    continue;
-                }
-                Poll::Ready(Some(Err(gone))) => return Err(gone),
+                Poll::Ready(Some(Ok(Frame::Trailers(_))) | None) => return Poll::Ready(Ok(Bytes::new())),
+                Poll::Ready(Some(Err(gone))) => return Poll::Ready(Err(Stopped::Gone(gone))),
                 Poll::Pending => {
-                    let late = hello.as_mut().is_some_and(|hello| hello.deadline.as_mut().poll(cx).is_ready());
-                    return Ok(if late { Poll::Ready(Err(End::Denied(Reason::NotTls))) } else { Poll::Pending });
+                    let late = self.hello.as_mut().is_some_and(|hello| hello.deadline.as_mut().poll(cx).is_ready());
+                    return if late { Poll::Ready(Err(Stopped::Denied(Reason::NotTls))) } else { Poll::Pending };
                 }
             };
-            exchange.facts.bytes_received += data.len() as u64;
-            self.rest = match hello {
+            self.received += data.len() as u64;
+            let leaving = match &mut self.hello {
                 None => data,
-                Some(reading) => match reading.read(&data) {
+                Some(hello) => match hello.read(&data) {
                     Ok(None) => continue,
                     Ok(Some(all)) => {
-                        *hello = None;
+                        self.hello = None;
                         all
                     }
-                    Err(reason) => return Ok(Poll::Ready(Err(End::Denied(reason)))),
+                    Err(reason) => return Poll::Ready(Err(Stopped::Denied(reason))),
                 },
             };
+            if !leaving.is_empty() {
+                return Poll::Ready(Ok(leaving));
+            }
         }
     }
 
-    fn poll_write_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.rest.is_empty() {
-            let written = ready!(Pin::new(&mut self.upstream).poll_write(cx, &self.rest))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.rest.advance(written);
+    fn stop(&mut self, stopped: Stopped) -> io::Error {
+        self.stopped = Some(stopped);
+        io::ErrorKind::ConnectionAborted.into()
+    }
+}
+
+impl<S: ClientStream> AsyncRead for Client<'_, S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.rest.is_empty() {
+            self.rest = ready!(self.poll_receive(cx)).map_err(|stopped| self.stop(stopped))?;
         }
-        if self.client == Side::Ended {
-            ready!(Pin::new(&mut self.upstream).poll_shutdown(cx))?;
-            self.client = Side::Done;
+        let count = self.rest.len().min(buf.remaining());
+        buf.put_slice(&self.rest[..count]);
+        self.rest.advance(count);
+        if self.rest.is_empty() {
+            self.rest = Bytes::new();
         }
         Poll::Ready(Ok(()))
     }
+}
 
-    /// From the upstream to the client.
-    fn poll_down<S: ClientStream>(
-        &mut self,
-        cx: &mut Context<'_>,
-        exchange: &mut Exchange,
-        stream: &mut S,
-    ) -> Result<Poll<io::Result<()>>, Gone> {
-        while self.server == Side::Open {
-            if stream.poll_ready(cx)?.is_pending() {
-                return Ok(Poll::Pending);
-            }
-            self.buffer.reserve(READ_SIZE);
-            // The future of `read_buf` holds no state of its own, so a new one each time loses nothing.
-            match pin!(self.upstream.read_buf(&mut self.buffer)).poll(cx) {
-                Poll::Ready(Ok(0)) => self.server = Side::Ended,
-                Poll::Ready(Ok(count)) => {
-                    exchange.facts.bytes_sent += count as u64;
-                    stream.send_data(self.buffer.split().freeze());
-                }
-                Poll::Ready(Err(error)) => return Ok(Poll::Ready(Err(error))),
-                Poll::Pending => return Ok(Poll::Pending),
-            }
+impl<S: ClientStream> AsyncWrite for Client<'_, S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.stream.poll_ready(cx)).map_err(|gone| self.stop(Stopped::Gone(gone)))?;
+        self.stream.send_data(Bytes::copy_from_slice(bytes));
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_flush(cx).map_err(|gone| self.stop(Stopped::Gone(gone)))
+    }
+
+    /// The end of this stream, which the client gets to see; an HTTP/1 connection is closed later.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_told {
+            self.stream.send_end(None);
+            self.is_told = true;
         }
-        Ok(Poll::Ready(Ok(())))
+        self.poll_flush(cx)
     }
 }
 

@@ -575,8 +575,8 @@ impl Exchange {
         .await
     }
 
-    /// Writes a reply of our own. A client that doesn't read it gets as long as the stream may be idle.
-    async fn flush_reply<S: ClientStream>(&mut self, stream: &mut S) -> Result<(), Cut> {
+    /// Writes a reply of our own, or the end of a tunnel. A client that doesn't read it gets as long as the stream may be idle.
+    pub async fn flush_reply<S: ClientStream>(&mut self, stream: &mut S) -> Result<(), Cut> {
         self.timers.stop_all();
         let settings = self.settings();
         self.timers.watch_idle(settings.stream_idle_timeout.or(settings.idle_timeout).unwrap_or(REPLY_TIMEOUT));

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use config::snapshot::listener::HttpSettings;
 use tokio::time::Sleep;
 
@@ -306,6 +306,8 @@ pub(super) struct Stream<'c> {
     ended: bool,
     cut: bool,
     tunnel: bool,
+    /// Waits for a reset by a client that has ended its side of a tunnel.
+    loss: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
 impl<'c> Stream<'c> {
@@ -321,6 +323,7 @@ impl<'c> Stream<'c> {
             ended: false,
             cut: false,
             tunnel: false,
+            loss: None,
         }
     }
 
@@ -386,14 +389,21 @@ impl ClientStream for Stream<'_> {
                 Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
                 Ok(Decoded::End) => return Poll::Ready(None),
                 Err(_) => return Poll::Ready(Some(Err(Gone::BadBody))),
-                Ok(Decoded::NeedMore) => match ready!(self.connection.poll_fill(cx)) {
-                    Ok(0) if self.tunnel => {
-                        self.request = Decoder::Done;
-                        return Poll::Ready(None);
+                Ok(Decoded::NeedMore) => {
+                    let filled = self.connection.poll_fill(cx);
+                    if self.tunnel && filled.is_pending() && self.connection.read.is_empty() {
+                        // Tunnels live long, and most of them wait for most of the time.
+                        self.connection.read = BytesMut::new();
                     }
-                    Ok(0) | Err(_) => return Poll::Ready(Some(Err(Gone::Disconnected))),
-                    Ok(_) => {}
-                },
+                    match ready!(filled) {
+                        Ok(0) if self.tunnel => {
+                            self.request = Decoder::Done;
+                            return Poll::Ready(None);
+                        }
+                        Ok(0) | Err(_) => return Poll::Ready(Some(Err(Gone::Disconnected))),
+                        Ok(_) => {}
+                    }
+                }
             }
         }
     }
@@ -403,6 +413,11 @@ impl ClientStream for Stream<'_> {
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
+        if self.tunnel && self.connection.eof {
+            let socket = self.connection.transport().socket();
+            let loss = self.loss.get_or_insert_with(|| Box::pin(socket.loss()));
+            return loss.as_mut().poll(cx).map(|()| Gone::Disconnected);
+        }
         // A half-closed client aborts the request, as in Envoy. What it sends ahead is kept, within bounds.
         while self.connection.read.len() < PIPELINE_LIMIT {
             match ready!(self.connection.poll_fill(cx)) {

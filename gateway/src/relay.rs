@@ -1,4 +1,4 @@
-//! The two directions of a raw connection, which move independently of each other.
+//! The two directions of a raw connection or of a tunnel, which move independently of each other.
 //!
 //! Bytes pass through one buffer of the thread. Only what the other side doesn't take at once is kept, and while there
 //! is such a rest, nothing more is read: a connection without traffic holds no buffer, one with traffic a bounded one.
@@ -22,14 +22,14 @@ thread_local! {
 
 /// Which of the two connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(crate) enum Side {
     Downstream,
     Upstream,
 }
 
 /// How it came to an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// Both sides have said that they end, and both were told so.
     Both,
     /// One side can't be read or written any more; with `reset` because its peer said so.
@@ -38,7 +38,7 @@ pub(super) enum End {
 
 /// A connection in both directions.
 #[derive(Debug, Default)]
-pub(super) struct Relay {
+pub(crate) struct Relay {
     /// From the client to the upstream.
     up: Way,
     /// From the upstream to the client.
@@ -48,6 +48,11 @@ pub(super) struct Relay {
 }
 
 impl Relay {
+    /// One that writes out first what the client's side has queued already.
+    pub fn behind_answer() -> Self {
+        Self { down: Way { unflushed: true, ..Way::default() }, ..Self::default() }
+    }
+
     /// Bytes read from the client.
     pub fn received(&self) -> u64 {
         self.up.read

@@ -3,14 +3,21 @@
 //!
 //! Each worker keeps answers for as long as they hold. What it doesn't know, one task asks for, once for all workers, and
 //! leaves out the addresses that nobody may connect to.
+//!
+//! Clients choose the names, and some of those are never answered. So a query that takes long gives its place to others,
+//! and nobody is asked for what nobody waits for any more.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::AHashMap;
-use tokio::sync::{mpsc, oneshot};
+use futures::FutureExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
@@ -18,12 +25,19 @@ use tracing::debug;
 use super::dns::{Answer, Families, Lookup};
 use crate::egress::{Egress, is_ours};
 
-/// Questions of all workers that wait for the task.
-const MAX_WAITING: usize = 1_024;
-/// Queries under way at once.
+/// Questions of all workers that the task hasn't taken yet. It takes them at once, whatever else is under way.
+const MAX_UNREAD: usize = 1_024;
+/// Askers that wait for one name.
+const MAX_WAITING: usize = 1_000;
+/// Names that wait for their query.
+const MAX_BACKLOG: usize = 1_024;
+/// Queries under way at once: young ones, and those that have lost [`PATIENCE`].
 const MAX_QUERIES: usize = 100;
-/// Time for one name.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
+const MAX_SLOW_QUERIES: usize = 300;
+/// What most answers take less than. After that a query no longer holds up those that wait.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Time for one name: `timeout` of `resolv.conf(5)` by default, and the [`PATIENCE`] before it.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(6);
 /// Addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 16;
 /// Names that a worker keeps.
@@ -33,6 +47,8 @@ const MIN_TTL: Duration = Duration::from_secs(1);
 const MAX_TTL: Duration = Duration::from_secs(300);
 /// How long it is believed that a name has no address, or none that may be used.
 const NEGATIVE_TTL: Duration = Duration::from_secs(5);
+/// How old an answer may be that is given while the name server fails. Source: RFC 8767 §5, 1 to 3 days.
+const MAX_STALE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why there is no address to connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,11 +67,14 @@ type Found = (IpAddr, bool);
 /// What is known of a name: its addresses, or why there are none.
 type Known = Result<Arc<[Found]>, Unresolved>;
 
+/// Where an asker waits for what is known, and until when that holds.
+type Reply = oneshot::Sender<(Known, Instant)>;
+
 /// A question of a worker.
 #[derive(Debug)]
 pub struct Question {
     name: Arc<str>,
-    reply: oneshot::Sender<(Known, Instant)>,
+    reply: Reply,
 }
 
 /// Asks the one task that resolves names on demand.
@@ -67,7 +86,7 @@ pub type Questions = mpsc::Receiver<Question>;
 
 /// The two ends.
 pub fn channel() -> (Asker, Questions) {
-    let (sender, receiver) = mpsc::channel(MAX_WAITING);
+    let (sender, receiver) = mpsc::channel(MAX_UNREAD);
     (Asker(sender), receiver)
 }
 
@@ -139,70 +158,188 @@ fn allowed(egress: &Egress, addresses: Vec<IpAddr>) -> Known {
 
 /// Answers questions until nobody can ask any more.
 pub async fn answer(mut questions: Questions, lookup: Arc<impl Lookup>, families: Families, egress: Arc<Egress>) {
-    let mut asking: AHashMap<Arc<str>, Vec<oneshot::Sender<(Known, Instant)>>> = AHashMap::new();
-    // Good answers, to be given again while a name server fails.
-    let mut stale: AHashMap<Arc<str>, Arc<[Found]>> = AHashMap::new();
+    let mut desk = Desk { egress, asked: AHashMap::new(), backlog: VecDeque::new(), stale: AHashMap::new() };
+    let places = Arc::new(Semaphore::new(MAX_QUERIES));
+    let slow_places = Arc::new(Semaphore::new(MAX_SLOW_QUERIES));
     let mut queries: JoinSet<(Arc<str>, Answer)> = JoinSet::new();
     loop {
         tokio::select! {
-            question = questions.recv(), if queries.len() < MAX_QUERIES => {
-                let Some(Question { name, reply }) = question else { return };
-                let waiting = asking.entry(Arc::clone(&name)).or_default();
-                waiting.push(reply);
-                if waiting.len() == 1 {
-                    let lookup = Arc::clone(&lookup);
-                    queries.spawn(async move {
-                        let answer = timeout(QUERY_TIMEOUT, lookup.lookup(&name, families)).await;
-                        (name, answer.unwrap_or(Answer::Failed))
-                    });
-                }
+            question = questions.recv() => {
+                let Some(question) = question else { return };
+                desk.take(question, places.available_permits() > 0);
+            }
+            Ok(place) = Arc::clone(&places).acquire_owned(), if !desk.backlog.is_empty() => {
+                let Some(name) = desk.next() else { continue };
+                let (lookup, slow_places) = (Arc::clone(&lookup), Arc::clone(&slow_places));
+                queries.spawn(async move {
+                    // A query that panics fails like any other: its askers hear of it, and the next one asks again.
+                    let query = AssertUnwindSafe(query(&*lookup, &name, families, place, &slow_places));
+                    let answer = query.catch_unwind().await.unwrap_or(Answer::Failed);
+                    (name, answer)
+                });
             }
             Some(result) = queries.join_next(), if !queries.is_empty() => {
-                // A query that panicked leaves its askers without an answer, which is one.
-                let Ok((name, answer)) = result else { continue };
-                let (known, ttl) = judge(&egress, &name, answer, &mut stale);
-                let until = Instant::now() + ttl;
-                for reply in asking.remove(&name).unwrap_or_default() {
-                    // Whoever has gone needs no answer.
-                    let _ = reply.send((known.clone(), until));
+                if let Ok((name, answer)) = result {
+                    desk.answered(&name, answer);
                 }
             }
         }
     }
 }
 
-fn judge(
-    egress: &Egress,
-    name: &Arc<str>,
-    answer: Answer,
-    stale: &mut AHashMap<Arc<str>, Arc<[Found]>>,
-) -> (Known, Duration) {
-    debug!(name = &**name, ?answer, "resolved on demand");
-    let (known, ttl) = match answer {
-        Answer::Addresses(addresses, ttl) => (allowed(egress, addresses), ttl.clamp(MIN_TTL, MAX_TTL)),
-        Answer::Absent => (Err(Unresolved::NoAddress), NEGATIVE_TTL),
-        Answer::Failed => match stale.get(name) {
-            Some(found) => return (Ok(Arc::clone(found)), NEGATIVE_TTL),
-            None => (Err(Unresolved::NoAddress), NEGATIVE_TTL),
-        },
-    };
-    match &known {
-        Ok(found) => {
-            if stale.len() >= MAX_NAMES {
-                stale.clear();
-            }
-            stale.insert(Arc::clone(name), Arc::clone(found));
-        }
-        Err(_) => _ = stale.remove(name),
+/// Asks for `name`. Gives `place` to others after a while, and gives up if there are too many that take as long.
+async fn query(
+    lookup: &impl Lookup,
+    name: &str,
+    families: Families,
+    place: OwnedSemaphorePermit,
+    slow_places: &Semaphore,
+) -> Answer {
+    let mut answer = pin!(lookup.lookup(name, families));
+    if let Ok(answer) = timeout(PATIENCE, &mut answer).await {
+        return answer;
     }
-    let ttl = if known.is_err() { NEGATIVE_TTL } else { ttl };
-    (known, ttl)
+    drop(place);
+    let Ok(_place) = slow_places.try_acquire() else { return Answer::Failed };
+    timeout(QUERY_TIMEOUT.saturating_sub(PATIENCE), answer).await.unwrap_or(Answer::Failed)
+}
+
+/// What is asked for, and what was answered of late.
+struct Desk {
+    egress: Arc<Egress>,
+    /// Names that are in the backlog or asked for.
+    asked: AHashMap<Arc<str>, Asked>,
+    /// Names whose query has not begun; each once.
+    backlog: VecDeque<Arc<str>>,
+    /// Good answers and until when they may be given again while a name server fails.
+    stale: AHashMap<Arc<str>, (Arc<[Found]>, Instant)>,
+}
+
+#[derive(Default)]
+struct Asked {
+    waiting: Vec<Reply>,
+    /// Asked for even if nobody waits: somebody was given an old answer.
+    is_refresh: bool,
+}
+
+impl Desk {
+    /// Takes a question in. `is_free`: its query can begin at once. If it can't, an old answer is better than a wait.
+    fn take(&mut self, question: Question, is_free: bool) {
+        let Question { name, reply } = question;
+        if reply.is_closed() {
+            return;
+        }
+        let stale = if is_free { None } else { self.stale(&name) };
+        if !self.asked.contains_key(&name) {
+            if self.backlog.len() >= MAX_BACKLOG {
+                self.forget_gone();
+            }
+            if self.backlog.len() >= MAX_BACKLOG {
+                // Without one its asker hears at once that nobody knows.
+                if let Some(found) = stale {
+                    let _ = reply.send((Ok(found), Instant::now() + NEGATIVE_TTL));
+                }
+                return;
+            }
+            self.backlog.push_back(Arc::clone(&name));
+        }
+        let asked = self.asked.entry(name).or_default();
+        if let Some(found) = stale {
+            asked.is_refresh = true;
+            let _ = reply.send((Ok(found), Instant::now() + NEGATIVE_TTL));
+            return;
+        }
+        if asked.waiting.len() >= MAX_WAITING {
+            asked.waiting.retain(|reply| !reply.is_closed());
+        }
+        if asked.waiting.len() < MAX_WAITING {
+            asked.waiting.push(reply);
+        }
+    }
+
+    /// Leaves out of the backlog what nobody waits for any more.
+    fn forget_gone(&mut self) {
+        self.backlog.retain(|name| {
+            let is_wanted = self.asked.get_mut(name).is_some_and(Asked::is_wanted);
+            if !is_wanted {
+                self.asked.remove(name);
+            }
+            is_wanted
+        });
+    }
+
+    /// The next name to ask for.
+    fn next(&mut self) -> Option<Arc<str>> {
+        while let Some(name) = self.backlog.pop_front() {
+            if self.asked.get_mut(&name).is_some_and(Asked::is_wanted) {
+                return Some(name);
+            }
+            self.asked.remove(&name);
+        }
+        None
+    }
+
+    /// Tells everybody who waits for `name`.
+    fn answered(&mut self, name: &Arc<str>, answer: Answer) {
+        let (known, ttl) = self.judge(name, answer);
+        let until = Instant::now() + ttl;
+        for reply in self.asked.remove(name).unwrap_or_default().waiting {
+            // Whoever has gone needs no answer.
+            let _ = reply.send((known.clone(), until));
+        }
+    }
+
+    fn judge(&mut self, name: &Arc<str>, answer: Answer) -> (Known, Duration) {
+        debug!(name = &**name, ?answer, "resolved on demand");
+        let (known, ttl) = match answer {
+            Answer::Addresses(addresses, ttl) => (allowed(&self.egress, addresses), ttl.clamp(MIN_TTL, MAX_TTL)),
+            Answer::Absent => (Err(Unresolved::NoAddress), NEGATIVE_TTL),
+            Answer::Failed => return (self.stale(name).ok_or(Unresolved::NoAddress), NEGATIVE_TTL),
+        };
+        match &known {
+            Ok(found) => {
+                self.keep(name, Arc::clone(found));
+                (known, ttl)
+            }
+            Err(_) => {
+                self.stale.remove(name);
+                (known, NEGATIVE_TTL)
+            }
+        }
+    }
+
+    fn keep(&mut self, name: &Arc<str>, found: Arc<[Found]>) {
+        let now = Instant::now();
+        if self.stale.len() >= MAX_NAMES {
+            self.stale.retain(|_, (_, until)| now < *until);
+            if self.stale.len() >= MAX_NAMES {
+                self.stale.clear();
+            }
+        }
+        self.stale.insert(Arc::clone(name), (found, now + MAX_STALE));
+    }
+
+    /// The last good answer, unless it is too old.
+    fn stale(&mut self, name: &Arc<str>) -> Option<Arc<[Found]>> {
+        let (found, until) = self.stale.get(name)?;
+        if Instant::now() < *until {
+            return Some(Arc::clone(found));
+        }
+        self.stale.remove(name);
+        None
+    }
+}
+
+impl Asked {
+    fn is_wanted(&mut self) -> bool {
+        self.waiting.retain(|reply| !reply.is_closed());
+        self.is_refresh || !self.waiting.is_empty()
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use std::collections::VecDeque;
     use std::sync::Mutex;
 
     use super::*;
@@ -215,6 +352,154 @@ mod tests {
         async fn lookup(&self, _: &str, _: Families) -> Answer {
             self.0.lock().unwrap().pop_front().unwrap_or(Answer::Failed)
         }
+    }
+
+    /// Never answers for names below `dead`, panics once for `panics`, and has an address of all others until it fails.
+    #[derive(Default)]
+    struct Zone {
+        asked: Mutex<Vec<String>>,
+        fails: std::sync::atomic::AtomicBool,
+    }
+
+    impl Zone {
+        fn count(&self, name: &str) -> usize {
+            self.asked.lock().unwrap().iter().filter(|asked| asked.trim_end_matches('.') == name).count()
+        }
+
+        fn fail(&self) {
+            self.fails.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    impl Lookup for Zone {
+        async fn lookup(&self, name: &str, _: Families) -> Answer {
+            self.asked.lock().unwrap().push(name.to_owned());
+            let name = name.trim_end_matches('.');
+            assert!(name != "panics.test" || self.count(name) > 1, "the first time");
+            if name.ends_with(".dead") {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if self.fails.load(std::sync::atomic::Ordering::Relaxed) {
+                return Answer::Failed;
+            }
+            addresses(&[[1, 1, 1, 1]], 1)
+        }
+    }
+
+    fn zone() -> (Arc<Zone>, Resolver) {
+        let (zone, egress) = (Arc::new(Zone::default()), Arc::new(Egress::default()));
+        let (asker, questions) = channel();
+        tokio::spawn(answer(questions, Arc::clone(&zone), Families::V4, Arc::clone(&egress)));
+        (zone, Resolver::new(asker, egress))
+    }
+
+    /// Begins to ask for `name`.
+    fn question(resolver: &Resolver, name: &str) -> oneshot::Receiver<(Known, Instant)> {
+        let (reply, answer) = oneshot::channel();
+        resolver.asker.0.try_send(Question { name: name.into(), reply }).unwrap();
+        answer
+    }
+
+    async fn find(resolver: &Resolver, name: &str) -> (Result<usize, Unresolved>, Duration) {
+        let begin = Instant::now();
+        let found = resolver.addresses(&name.into(), 443).await.map(|found| found.len());
+        (found, begin.elapsed())
+    }
+
+    /// Lets the task run.
+    async fn pass(time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_that_nobody_answers_hold_up_others_briefly() {
+        let (zone, resolver) = zone();
+        assert_eq!(find(&resolver, "known.test").await.0, Ok(1));
+        let dead: Vec<_> = (0..MAX_QUERIES).map(|number| question(&resolver, &format!("n{number}.dead"))).collect();
+        pass(Duration::from_millis(100)).await;
+        let shared = question(&resolver, "n0.dead");
+        let (found, time) = find(&resolver, "other.test").await;
+        assert_eq!(found, Ok(1));
+        assert!(time <= PATIENCE, "{time:?}");
+        for answer in dead.into_iter().chain([shared]) {
+            assert_eq!(answer.await.unwrap().0, Err(Unresolved::NoAddress));
+        }
+        assert_eq!(zone.count("n0.dead"), 1, "shared by all who ask");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_answers_serve_while_no_query_can_begin() {
+        let (zone, resolver) = zone();
+        assert_eq!(find(&resolver, "known.test").await.0, Ok(1));
+        pass(Duration::from_secs(2)).await;
+        let _dead: Vec<_> = (0..MAX_QUERIES).map(|number| question(&resolver, &format!("n{number}.dead"))).collect();
+        pass(Duration::from_millis(100)).await;
+        let (found, time) = find(&resolver, "known.test").await;
+        assert_eq!((found, time), (Ok(1), Duration::ZERO));
+        pass(PATIENCE).await;
+        assert_eq!(zone.count("known.test"), 2, "asked for again when there is room");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_is_not_asked() {
+        let (zone, resolver) = zone();
+        let _dead: Vec<_> = (0..MAX_QUERIES).map(|number| question(&resolver, &format!("n{number}.dead"))).collect();
+        drop(question(&resolver, "before.test"));
+        pass(Duration::from_millis(100)).await;
+        let gone = question(&resolver, "after.test");
+        pass(Duration::from_millis(100)).await;
+        drop(gone);
+        pass(QUERY_TIMEOUT).await;
+        assert_eq!((zone.count("before.test"), zone.count("after.test")), (0, 0));
+        assert_eq!(find(&resolver, "after.test").await.0, Ok(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn everything_that_waits_has_an_end() {
+        let (zone, resolver) = zone();
+        let mut dead = Vec::new();
+        for number in 0..MAX_QUERIES + MAX_BACKLOG + 500 {
+            dead.push(question(&resolver, &format!("n{number}.dead")));
+            tokio::task::yield_now().await;
+        }
+        // One more is refused at once, and so is whoever joins too many for one name.
+        let (found, time) = find(&resolver, "late.test").await;
+        assert_eq!((found, time), (Err(Unresolved::NoAddress), Duration::ZERO));
+        let mut same = Vec::new();
+        for _ in 0..MAX_WAITING + 5 {
+            same.push(question(&resolver, "n0.dead"));
+            tokio::task::yield_now().await;
+        }
+        pass(Duration::from_millis(1)).await;
+        let refused = same.iter_mut().filter_map(|answer| answer.try_recv().err());
+        let refused = refused.filter(|error| *error == oneshot::error::TryRecvError::Closed).count();
+        assert_eq!(refused, 6, "the first one waits, too");
+        // All are told within the time of a query and the rounds before it.
+        pass(PATIENCE * 12 + QUERY_TIMEOUT).await;
+        assert!(dead.iter_mut().all(|answer| answer.try_recv() != Err(oneshot::error::TryRecvError::Empty)));
+        assert!(zone.asked.lock().unwrap().len() <= MAX_QUERIES + MAX_BACKLOG);
+        assert_eq!(find(&resolver, "late.test").await.0, Ok(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_query_that_panics_is_asked_again() {
+        let (zone, resolver) = zone();
+        assert_eq!(find(&resolver, "panics.test").await.0, Err(Unresolved::NoAddress));
+        pass(NEGATIVE_TTL).await;
+        assert_eq!(find(&resolver, "panics.test").await.0, Ok(1));
+        assert_eq!(zone.count("panics.test"), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_answers_end_after_a_day() {
+        let (zone, resolver) = zone();
+        assert_eq!(find(&resolver, "a.test").await.0, Ok(1));
+        zone.fail();
+        tokio::time::advance(MAX_STALE - Duration::from_secs(10)).await;
+        assert_eq!(find(&resolver, "a.test").await.0, Ok(1));
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert_eq!(find(&resolver, "a.test").await.0, Err(Unresolved::NoAddress));
     }
 
     fn resolver(answers: impl IntoIterator<Item = Answer>, allowed: &[&str]) -> Resolver {

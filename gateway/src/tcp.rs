@@ -208,8 +208,9 @@ impl Session {
             _ => None,
         };
         let purpose = Purpose::new(cluster, &self.facts.connection, host);
-        let Endpoint { address, alternatives, .. } = endpoint;
-        let way = Way { address, alternatives, resolver: &self.worker.pools.resolver };
+        let alternatives = endpoint.alternatives();
+        let way =
+            Way { address: &endpoint.address, alternatives: &alternatives, resolver: &self.worker.pools.resolver };
         let transport = connection::connect(cluster, way, Application::Tcp, &purpose).await?;
         self.facts.upstream_tls = connection::tls_facts(cluster, &transport);
         Ok((Upstream::Direct(transport), Some(permit)))
@@ -225,7 +226,7 @@ impl Session {
         // Nothing names the proxy in a request, so TLS with it is for the host that the route names. Envoy sends no SNI.
         let host = cluster.config.service.host.as_bytes();
         let key = Key::new(cluster, &endpoint.address, host, &self.facts.connection);
-        let tunneled = tunnel::open(&self.worker.pools, cluster, &key, &endpoint.alternatives, tunnel).await?;
+        let tunneled = tunnel::open(&self.worker.pools, cluster, &key, &endpoint.alternatives(), tunnel).await?;
         self.facts.upstream_tls = tunneled.tls();
         Ok((Upstream::Tunnel(Box::new(tunneled)), None))
     }

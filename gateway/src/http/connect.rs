@@ -79,12 +79,12 @@ pub(super) async fn connect<S: ClientStream>(
     let (address, alternatives, under_way) = match cluster.dynamic() {
         Some(dns) => {
             let port = if dns.port == 0 { wanted.port } else { dns.port };
-            (Address::Host(Arc::clone(&wanted.host), port), Vec::new(), None)
+            (Address::Host(Arc::clone(&wanted.host), port), Arc::default(), None)
         }
         None => {
             let hash = affinity(exchange, wanted.action, &cluster).hash;
             match cluster.pick(Pick { hash, ..Pick::default() }, |bound| worker.random_below(bound)) {
-                Some(endpoint) => (endpoint.address.clone(), endpoint.alternatives.clone(), Some(endpoint.begin())),
+                Some(endpoint) => (endpoint.address.clone(), endpoint.alternatives(), Some(endpoint.begin())),
                 None => return exchange.fail(stream, Failure::NoHealthyUpstream).await,
             }
         }

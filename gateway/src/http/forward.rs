@@ -515,7 +515,8 @@ impl<S: ClientStream> Forwarding<'_, S> {
         let worker = std::rc::Rc::clone(&self.exchange.context.worker);
         let cluster = Arc::clone(&self.cluster);
         let under_way = self.under_way.as_ref().map(|under_way| Arc::clone(under_way.endpoint()));
-        let alternatives = under_way.as_ref().map_or(&[][..], |endpoint| &endpoint.alternatives);
+        let alternatives = under_way.as_ref().map(|endpoint| endpoint.alternatives());
+        let alternatives = alternatives.as_ref().map_or(&[][..], |alternatives| alternatives);
         let mut acquiring = pin!(worker.pools.acquire(&cluster, key, alternatives, http2));
         let acquired = poll_fn(|cx| {
             if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {

@@ -141,7 +141,7 @@ impl Copy {
         };
         let _under_way = endpoint.begin();
         let key = Key::new(&self.cluster, &endpoint.address, &self.head.authority, &self.connection);
-        let mut upstream = worker.pools.acquire(&self.cluster, &key, &endpoint.alternatives, self.http2).await?;
+        let mut upstream = worker.pools.acquire(&self.cluster, &key, &endpoint.alternatives(), self.http2).await?;
         upstream.send_head(&self.head, if self.empty { RequestBody::Empty } else { RequestBody::Streamed });
         let mut sent = self.empty;
         let mut answered = false;

@@ -371,8 +371,11 @@ fn members(targets: Vec<Target>, known: &Members) -> Members {
         if !seen.insert(address.clone()) {
             continue;
         }
-        let endpoint = match known.get(&address).filter(|known| known.alternatives == alternatives) {
-            Some(&known) => Arc::clone(known),
+        let endpoint = match known.get(&address) {
+            Some(&known) => {
+                known.set_alternatives(alternatives);
+                Arc::clone(known)
+            }
             None => Arc::new(Endpoint::with_alternatives(address, alternatives)),
         };
         list.push(Member { endpoint, weight, placement });

@@ -222,6 +222,10 @@ impl Names {
         let is_logical = matches!(cluster.config.endpoints, Endpoints::LogicalDns(_));
         let endpoints = answered.into_iter().flat_map(|(endpoint, addresses)| {
             let mut addresses: Vec<_> = addresses.into_iter().map(|ip| SocketAddr::new(ip, endpoint.port)).collect();
+            // Servers give the same addresses in another order each time; that is no change.
+            if !is_logical {
+                addresses.sort_unstable();
+            }
             // One server, of which the first address counts; the others are there in case that can't be reached.
             let alternatives = if is_logical && !addresses.is_empty() { addresses.split_off(1) } else { Vec::new() };
             addresses.into_iter().map(move |address| Target {
@@ -399,6 +403,32 @@ mod tests {
         pass(1.0).await;
         assert_eq!(addresses(&second, "c").unwrap(), ["192.0.2.1:80", "192.0.2.2:80"]);
         assert_eq!(script.asked().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_order_changes_no_endpoint() {
+        let three = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 3));
+        let orders = [vec![ONE, TWO, three], vec![ONE, three, TWO], vec![three, ONE, TWO]];
+        let script = Script::new(orders.map(|order| Answer::Addresses(order, seconds(5))));
+        let clusters = [cluster("a", names(&["a.example"])), cluster("b", Endpoints::LogicalDns(name("a.example")))];
+        let state = state(&clusters, &State::default());
+        let _sender = start(&state, &script);
+        let members = |name: &str| state.clusters[&ClusterName::outbound(80, "", name)].members();
+        let others = || {
+            let addresses = members("b").list[0].endpoint.alternatives();
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        pass(1.0).await;
+        let (strict, logical) = (members("a"), members("b"));
+        assert_eq!(others(), ["192.0.2.2:80", "192.0.2.3:80"]);
+        pass(5.5).await;
+        assert_eq!(script.asked().len(), 2);
+        assert!(Arc::ptr_eq(&strict, &members("a")) && Arc::ptr_eq(&logical, &members("b")));
+        assert_eq!(others(), ["192.0.2.3:80", "192.0.2.2:80"], "what can be tried is up to date");
+        pass(5.5).await;
+        assert_eq!(script.asked().len(), 3);
+        assert!(Arc::ptr_eq(&strict, &members("a")));
+        assert_eq!(addresses(&state, "b").unwrap(), ["192.0.2.3:80"], "another first one is another endpoint");
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use arc_swap::ArcSwap;
 use config::snapshot::balancing::Placement;
 use config::snapshot::cluster::{self as snapshot, EndpointAddress};
 use tokio::time::Instant;
@@ -66,8 +67,8 @@ impl From<&snapshot::Endpoint> for Target {
 pub struct Endpoint {
     /// Where it is.
     pub address: Address,
-    /// Other addresses of the same server.
-    pub alternatives: Vec<SocketAddr>,
+    /// Other addresses of the same server. It is the same one when they change.
+    alternatives: ArcSwap<Vec<SocketAddr>>,
     /// When the cluster got it.
     pub since: Instant,
     /// What its answers say of it.
@@ -83,7 +84,20 @@ impl Endpoint {
 
     /// The same, of a server that has other addresses, too.
     pub fn with_alternatives(address: Address, alternatives: Vec<SocketAddr>) -> Self {
+        let alternatives = ArcSwap::from_pointee(alternatives);
         Self { address, alternatives, since: Instant::now(), health: Health::default(), active: AtomicU32::new(0) }
+    }
+
+    /// Other addresses of the same server, for when it can't be reached at its own.
+    pub fn alternatives(&self) -> Arc<Vec<SocketAddr>> {
+        self.alternatives.load_full()
+    }
+
+    /// Takes what a name server has said last.
+    pub fn set_alternatives(&self, alternatives: Vec<SocketAddr>) {
+        if **self.alternatives.load() != alternatives {
+            self.alternatives.store(Arc::new(alternatives));
+        }
     }
 
     /// Requests and raw TCP connections that are under way.

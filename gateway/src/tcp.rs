@@ -19,7 +19,7 @@ use config::snapshot::listener::{TcpChain, TcpDestination, Tunnel};
 
 use crate::egress;
 use crate::egress::denials::{Denial, Reason};
-use crate::egress::host::{Host, Target};
+use crate::egress::host::Target;
 use crate::egress::suggestion::Protocol;
 use crate::http::timers::Idle;
 use crate::http::{Downstream, affinity};
@@ -183,11 +183,7 @@ impl Session {
     fn dynamic_host(&self, dns: &DynamicDns) -> Result<Address, Reason> {
         let server_name = self.facts.connection.server_name.as_deref().unwrap_or_default();
         let Target { host, port } = egress::admit(dns, server_name.as_bytes())?;
-        let host = match host {
-            Host::Name(name) => name,
-            Host::Ip(ip) => ip.to_string().into(),
-        };
-        Ok(Address::Host(host, port.unwrap_or(self.facts.connection.port)))
+        Ok(Address::Host(host.into_text(), port.unwrap_or(self.facts.connection.port)))
     }
 
     /// Counts and logs refused egress.

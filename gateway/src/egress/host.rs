@@ -77,6 +77,14 @@ impl Target {
 }
 
 impl Host {
+    /// The name, or the literal as text.
+    pub fn into_text(self) -> Arc<str> {
+        match self {
+            Self::Name(name) => name,
+            Self::Ip(ip) => ip.to_string().into(),
+        }
+    }
+
     /// Reads a name or an IPv4 literal.
     ///
     /// # Errors

@@ -291,13 +291,12 @@ impl Exchange {
         if self.facts.virtual_host.is_some() && !is_connect {
             return self.fail(stream, Failure::NoRoute).await;
         }
-        let host: Arc<str> = match &target.host {
-            Host::Name(name) => Arc::clone(name),
-            // Names are what policies are about; an address will do only where anything does.
-            Host::Ip(_) if proxy.passthrough.is_none() => return self.deny(stream, Reason::AddressLiteral).await,
-            Host::Ip(ip) => ip.to_string().into(),
-        };
-        let port = target.port.unwrap_or(80);
+        // Names are what policies are about; an address will do only where anything does.
+        if matches!(target.host, Host::Ip(_)) && proxy.passthrough.is_none() {
+            return self.deny(stream, Reason::AddressLiteral).await;
+        }
+        let Target { host, port } = target;
+        let (host, port) = (host.into_text(), port.unwrap_or(80));
         if !proxy.covers(&host) {
             return self.deny(stream, Reason::HostNotServed).await;
         }
@@ -336,10 +335,7 @@ impl Exchange {
     pub fn dynamic_host(&self, cluster: &Cluster) -> Result<Option<Address>, Reason> {
         let (Some(dns), Some(request)) = (cluster.dynamic(), &self.facts.request) else { return Ok(None) };
         let Target { host, port } = egress::admit(dns, &request.authority)?;
-        let host = match host {
-            Host::Name(name) => name,
-            Host::Ip(ip) => ip.to_string().into(),
-        };
+        let host = host.into_text();
         let default = if cluster.config.tls.is_some() { 443 } else { 80 };
         Ok(Some(Address::Host(host, port.unwrap_or(default))))
     }

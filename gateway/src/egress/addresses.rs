@@ -5,38 +5,44 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, length: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length)
+}
+
+const fn v6(a: u16, b: u16, length: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), length)
+}
 
 /// Ranges that are not public. Source: IANA's special-purpose address registries (RFC 6890 and its updates).
-const NOT_PUBLIC_V4: [(Ipv4Addr, u8); 15] = [
+const NOT_PUBLIC_V4: [Ipv4Net; 16] = [
     // This network, private, carrier-grade NAT, loopback, link-local.
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    // Protocol assignments, documentation, 6to4 relays, private, benchmarks, documentation.
-    (Ipv4Addr::new(192, 0, 0, 0), 24),
-    (Ipv4Addr::new(192, 0, 2, 0), 24),
-    (Ipv4Addr::new(192, 88, 99, 0), 24),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
-    (Ipv4Addr::new(198, 51, 100, 0), 24),
-    (Ipv4Addr::new(203, 0, 113, 0), 24),
+    v4(0, 0, 0, 0, 8),
+    v4(10, 0, 0, 0, 8),
+    v4(100, 64, 0, 0, 10),
+    v4(127, 0, 0, 0, 8),
+    v4(169, 254, 0, 0, 16),
+    // Azure's platform, for every machine there: keys and settings of the machine among others. Source:
+    // <https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16>
+    v4(168, 63, 129, 16, 32),
+    // Private, protocol assignments, documentation, 6to4 relays, private, benchmarks, documentation.
+    v4(172, 16, 0, 0, 12),
+    v4(192, 0, 0, 0, 24),
+    v4(192, 0, 2, 0, 24),
+    v4(192, 88, 99, 0, 24),
+    v4(192, 168, 0, 0, 16),
+    v4(198, 18, 0, 0, 15),
+    v4(198, 51, 100, 0, 24),
+    v4(203, 0, 113, 0, 24),
     // Multicast, reserved with broadcast.
-    (Ipv4Addr::new(224, 0, 0, 0), 4),
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
+    v4(224, 0, 0, 0, 4),
+    v4(240, 0, 0, 0, 4),
 ];
 
 /// Global unicast, and what is set aside in it: protocol assignments with Teredo, documentation, 6to4.
-const PUBLIC_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-const NOT_PUBLIC_V6: [(Ipv6Addr, u8); 4] = [
-    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
-    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
-    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
-    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
-];
+const PUBLIC_V6: Ipv6Net = v6(0x2000, 0, 3);
+const NOT_PUBLIC_V6: [Ipv6Net; 4] = [v6(0x2001, 0, 23), v6(0x2001, 0xdb8, 32), v6(0x2002, 0, 16), v6(0x3fff, 0, 20)];
 
 /// Addresses that may be connected to.
 #[derive(Debug, Clone, Default)]
@@ -70,18 +76,10 @@ fn plain(ip: IpAddr) -> IpAddr {
 }
 
 fn is_public(ip: IpAddr) -> bool {
-    let within = |range: &IpNet| range.contains(&ip);
     match ip {
-        IpAddr::V4(_) => !NOT_PUBLIC_V4.iter().any(|&(start, length)| is_range(start.into(), length, within)),
-        IpAddr::V6(_) => {
-            is_range(PUBLIC_V6.0.into(), PUBLIC_V6.1, within)
-                && !NOT_PUBLIC_V6.iter().any(|&(start, length)| is_range(start.into(), length, within))
-        }
+        IpAddr::V4(ip) => !NOT_PUBLIC_V4.iter().any(|range| range.contains(&ip)),
+        IpAddr::V6(ip) => PUBLIC_V6.contains(&ip) && !NOT_PUBLIC_V6.iter().any(|range| range.contains(&ip)),
     }
-}
-
-fn is_range(start: IpAddr, length: u8, within: impl Fn(&IpNet) -> bool) -> bool {
-    IpNet::new(start, length).is_ok_and(|range| within(&range))
 }
 
 #[cfg(test)]
@@ -92,7 +90,9 @@ mod tests {
     #[test]
     fn only_public_addresses_are_connected_to() {
         let policy = AddressPolicy::default();
-        for public in ["1.1.1.1", "100.63.255.255", "100.128.0.0", "172.15.0.1", "172.32.0.1", "223.255.255.255"] {
+        for public in
+            ["1.1.1.1", "100.63.255.255", "100.128.0.0", "172.15.0.1", "172.32.0.1", "223.255.255.255", "168.63.129.17"]
+        {
             assert!(policy.allows(public.parse().unwrap()), "{public}");
         }
         for public in ["2606:4700::1111", "2a00::1", "::ffff:1.1.1.1", "64:ff9b::1.1.1.1"] {
@@ -106,6 +106,7 @@ mod tests {
             "127.0.0.1",
             "127.255.255.254",
             "169.254.169.254",
+            "168.63.129.16",
             "172.16.0.1",
             "172.31.255.255",
             "192.0.0.8",

@@ -1,8 +1,8 @@
 //! Refusals of egress: each is counted and logged with what it takes to allow it.
 
 use std::fmt;
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,11 @@ use super::suggestion::{self, Protocol, Wanted};
 use crate::request::ConnectionFacts;
 use crate::telemetry::metrics::Page;
 
-/// Series of the counter. Clients choose hosts, so there must be an end; what comes later is counted together.
+/// Series of the counter. Clients choose hosts, so there must be an end; what comes later is counted by reason and source
+/// alone.
 const MAX_SERIES: usize = 1_000;
+/// Series of that kind; what comes later still is counted by reason alone.
+const MAX_SOURCES: usize = 1_000;
 /// Lines in a second, so that nobody floods the log. What is left out is counted, and the next line tells.
 const MAX_LINES: u32 = 100;
 
@@ -131,10 +134,16 @@ pub struct Denial<'d> {
 /// All refusals.
 #[derive(Debug, Default)]
 pub struct Denials {
-    counts: Mutex<AHashMap<Labels, u64>>,
-    /// Those that have no series of their own.
-    others: AtomicU64,
+    counts: Mutex<Counts>,
     lines: Mutex<Lines>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    series: AHashMap<Labels, u64>,
+    by_source: AHashMap<(Reason, Option<IpAddr>), u64>,
+    /// There are as many as there are reasons.
+    by_reason: AHashMap<Reason, u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -183,36 +192,52 @@ impl Denials {
 
     fn count(&self, labels: Labels) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&labels) {
-            *count += 1;
-        } else if counts.len() < MAX_SERIES {
-            counts.insert(labels, 1);
-        } else {
-            self.others.fetch_add(1, Ordering::Relaxed);
+        let Counts { series, by_source, by_reason } = &mut *counts;
+        let Labels { reason, source, .. } = labels;
+        let counted = count(series, labels, MAX_SERIES) || count(by_source, (reason, source), MAX_SOURCES);
+        if !counted {
+            count(by_reason, reason, usize::MAX);
         }
     }
 
     /// Writes the counters to `page`.
     pub fn expose(&self, page: &mut Page) {
         const NAME: &str = "fairlead_egress_denied_total";
-        for (labels, count) in &*self.counts.lock().unwrap_or_else(PoisonError::into_inner) {
+        const OTHER: &str = "other";
+        let source_label =
+            |source: &Option<IpAddr>| source.map_or_else(|| "unknown".to_owned(), |source| source.to_string());
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (labels, count) in &counts.series {
             let Labels { reason, source, host, port, server_name } = labels;
-            let source = source.map_or_else(|| "unknown".to_owned(), |source| source.to_string());
             let labels = [
                 ("reason", reason.as_str()),
-                ("source", &source),
+                ("source", &source_label(source)),
                 ("host", host.as_deref().unwrap_or("invalid")),
                 ("port", &port.to_string()),
                 ("sni", server_name.as_deref().unwrap_or("")),
             ];
             page.counter(NAME, &labels, *count);
         }
-        let others = self.others.load(Ordering::Relaxed);
-        if others > 0 {
-            let rest = ["reason", "source", "host", "port", "sni"].map(|name| (name, "other"));
-            page.counter(NAME, &rest, others);
+        let by_source = counts.by_source.iter().map(|((reason, source), count)| (reason, source_label(source), count));
+        let by_reason = counts.by_reason.iter().map(|(reason, count)| (reason, OTHER.to_owned(), count));
+        for (reason, source, count) in by_source.chain(by_reason) {
+            let labels =
+                [("reason", reason.as_str()), ("source", &source), ("host", OTHER), ("port", OTHER), ("sni", OTHER)];
+            page.counter(NAME, &labels, *count);
         }
     }
+}
+
+/// Counts one more of `labels`; whether there was room for it.
+fn count<L: Eq + Hash>(counts: &mut AHashMap<L, u64>, labels: L, max: usize) -> bool {
+    if let Some(count) = counts.get_mut(&labels) {
+        *count += 1;
+    } else if counts.len() < max {
+        counts.insert(labels, 1);
+    } else {
+        return false;
+    }
+    true
 }
 
 /// Characters of what is no host that are logged.
@@ -240,6 +265,10 @@ mod tests {
     use crate::request::Begun;
 
     fn deny(denials: &Denials, reason: Reason, authority: &str) {
+        deny_to(denials, [192, 0, 2, 1].into(), reason, authority);
+    }
+
+    fn deny_to(denials: &Denials, source: IpAddr, reason: Reason, authority: &str) {
         let connection = ConnectionFacts {
             id: 1,
             begun: Begun::now(),
@@ -250,7 +279,7 @@ mod tests {
             tls: None,
             server_name: None,
         };
-        let client = Some(([192, 0, 2, 1], 4242).into());
+        let client = Some((source, 4242).into());
         let authority = authority.as_bytes();
         let protocol = Protocol::Http;
         denials.deny(&Denial { reason, connection: &connection, client, authority, port: 80, protocol });
@@ -279,12 +308,23 @@ mod tests {
         for number in 0..MAX_SERIES + 5 {
             deny(&denials, Reason::UnknownHost, &format!("h{number}.com"));
         }
+        deny_to(&denials, [192, 0, 2, 9].into(), Reason::Loop, "b.com");
+        for number in 0..u32::try_from(MAX_SOURCES).unwrap_or(u32::MAX) {
+            deny_to(&denials, std::net::Ipv4Addr::from(0x0a00_0000 + number).into(), Reason::NotTls, "c.com");
+        }
         let mut page = Page::default();
         denials.expose(&mut page);
         let text = page.finish();
         let series = text.lines().filter(|line| line.starts_with("fairlead_egress_denied_total{")).count();
-        assert_eq!(series, MAX_SERIES + 1, "with one for the rest");
-        assert!(text.contains("host=\"other\",port=\"other\",sni=\"other\"} 5"), "{text}");
+        assert_eq!(series, MAX_SERIES + MAX_SOURCES + 1, "with one for the rest");
+        let rest = "host=\"other\",port=\"other\",sni=\"other\"}";
+        for line in [
+            format!("{{reason=\"unknown_host\",source=\"192.0.2.1\",{rest} 5"),
+            format!("{{reason=\"loop\",source=\"192.0.2.9\",{rest} 1"),
+            format!("{{reason=\"not_tls\",source=\"other\",{rest} 2"),
+        ] {
+            assert!(text.contains(&line), "{line}");
+        }
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Connection {
             active: Cell::new(0),
             requests: Cell::new(0),
             closed: Cell::new(false),
-            doubt: Doubt::default(),
+            doubt: Doubt::new(Arc::clone(&usage)),
             usage,
         });
         let driven = Rc::clone(&shared);
@@ -257,6 +257,7 @@ impl Stream {
         }
         let (parts, recv) =
             ready!(std::pin::Pin::new(response).poll(cx)).map_err(|error| reset_reason(&error))?.into_parts();
+        self.guard.0.doubt.answered();
         let headers = from_header_map(&parts.headers);
         if headers.len() + 1 > MAX_RESPONSE_HEADERS {
             return Poll::Ready(Err(Reset::RemoteReset));

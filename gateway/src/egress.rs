@@ -11,7 +11,8 @@ pub mod learn;
 pub mod suggestion;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::OnceLock;
 
 use arc_swap::ArcSwap;
@@ -57,7 +58,7 @@ impl Egress {
         let _ = self.process_ports.set(ports);
     }
 
-    /// Whether a connection to `address` would come back to this process. `is_ours`: the address is one of this machine.
+    /// Whether a connection would come back to this process. `is_ours`: its address may be one of this machine.
     pub fn is_own(&self, is_ours: bool, port: u16) -> bool {
         let has_port = || {
             let others = self.process_ports.get();
@@ -107,11 +108,56 @@ fn covers(suffix: &str, name: &str) -> bool {
     suffix.is_empty() || (name.len() > suffix.len() && name.ends_with(suffix))
 }
 
-/// Whether `ip` is an address of this machine.
-pub fn is_ours(ip: IpAddr) -> bool {
-    // Only those can be bound. A datagram socket disturbs nobody.
-    std::net::UdpSocket::bind((ip, 0)).is_ok()
+/// Whether an address is one of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ours {
+    /// It is.
+    Yes,
+    /// It isn't.
+    No,
+    /// Nobody can say at the moment, for want of descriptors perhaps.
+    Unknown,
 }
+
+/// Whether `ip` is an address of this machine.
+pub fn ours(ip: IpAddr) -> Ours {
+    let ip = addresses::plain(ip);
+    // Only those can be bound. A datagram socket disturbs nobody.
+    match UdpSocket::bind((ip, 0)) {
+        Ok(_) if may_bind_any(ip) => routed_here(ip),
+        Ok(_) => Ours::Yes,
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ours::No,
+        Err(_) => Ours::Unknown,
+    }
+}
+
+/// Whether this machine's sockets can have addresses of others, as where several share one that floats between them.
+fn may_bind_any(ip: IpAddr) -> bool {
+    let file = match ip {
+        IpAddr::V4(_) => "/proc/sys/net/ipv4/ip_nonlocal_bind",
+        IpAddr::V6(_) => "/proc/sys/net/ipv6/ip_nonlocal_bind",
+    };
+    std::fs::read(file).is_ok_and(|value| value.trim_ascii() != b"0")
+}
+
+/// Whether what is sent to `ip` stays here: it is then sent from the same address. Connecting a datagram socket sends
+/// nothing.
+fn routed_here(ip: IpAddr) -> Ours {
+    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((ip, DISCARD))?;
+        socket.local_addr()
+    });
+    match source {
+        Ok(source) if source.ip() == ip || source.ip().is_loopback() => Ours::Yes,
+        Ok(_) => Ours::No,
+        Err(error) if error.kind() == io::ErrorKind::NetworkUnreachable => Ours::No,
+        Err(_) => Ours::Unknown,
+    }
+}
+
+/// Any port will do. Source: RFC 863.
+const DISCARD: u16 = 9;
 
 #[cfg(test)]
 mod tests {
@@ -155,7 +201,20 @@ mod tests {
         egress.set_process_ports(vec![15_000]);
         assert!([80, 8443, 15_000].into_iter().all(|port| egress.is_own(true, port)));
         assert!(!egress.is_own(true, 443) && !egress.is_own(false, 80));
-        assert!(is_ours(IpAddr::from([127, 0, 0, 1])));
-        assert!(!is_ours(IpAddr::from([192, 0, 2, 1])));
+    }
+
+    #[test]
+    fn this_machine_knows_its_addresses() {
+        for (ip, expected) in [
+            (IpAddr::from([127, 0, 0, 1]), Ours::Yes),
+            (IpAddr::from([127, 1, 2, 3]), Ours::Yes),
+            (IpAddr::from(Ipv4Addr::LOCALHOST.to_ipv6_mapped()), Ours::Yes),
+            (IpAddr::from([192, 0, 2, 1]), Ours::No),
+        ] {
+            assert_eq!(ours(ip), expected, "{ip}");
+            assert_eq!(routed_here(addresses::plain(ip)), expected, "{ip}, by its route");
+        }
+        // No address that a socket can have, which says nothing.
+        assert_eq!(ours(IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 1])), Ours::Unknown);
     }
 }

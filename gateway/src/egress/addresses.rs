@@ -58,13 +58,18 @@ impl AddressPolicy {
 
     /// Whether `ip` may be connected to. IPv4 in IPv6 counts as what it stands for.
     pub fn allows(&self, ip: IpAddr) -> bool {
+        self.names(ip) || is_public(plain(ip))
+    }
+
+    /// Whether the operator has named `ip`.
+    pub fn names(&self, ip: IpAddr) -> bool {
         let ip = plain(ip);
-        self.allowed.iter().any(|range| range.contains(&ip)) || is_public(ip)
+        self.allowed.iter().any(|range| range.contains(&ip))
     }
 }
 
 /// The IPv4 address that is written as one of IPv6: mapped, or behind the well-known prefix of NAT64.
-fn plain(ip: IpAddr) -> IpAddr {
+pub(super) fn plain(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(six) = ip else { return ip };
     if let Some(four) = six.to_ipv4_mapped() {
         return IpAddr::V4(four);

@@ -51,7 +51,7 @@ pub enum Reason {
     PastRoutes,
     /// The name stands for addresses that are not public.
     ForbiddenAddress,
-    /// The name leads back to this gateway.
+    /// The name leads back to this gateway or its machine.
     Loop,
 }
 
@@ -98,7 +98,7 @@ impl Reason {
             Self::PastTls => "the gateway begins TLS for this port: no tunnels",
             Self::PastRoutes => "a VirtualService has routes for this host: no tunnels to HTTP",
             Self::ForbiddenAddress => "the host has no public address",
-            Self::Loop => "the host leads back to this gateway",
+            Self::Loop => "the host leads back to this gateway or its machine",
         }
     }
 

@@ -23,7 +23,8 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::dns::{Answer, Families, Lookup};
-use crate::egress::{Egress, is_ours};
+use crate::egress::addresses::AddressPolicy;
+use crate::egress::{Egress, Ours, ours};
 
 /// Questions of all workers that the task hasn't taken yet. It takes them at once, whatever else is under way.
 const MAX_UNREAD: usize = 1_024;
@@ -57,11 +58,11 @@ pub enum Unresolved {
     NoAddress,
     /// All its addresses are such that nobody may connect to them.
     Forbidden,
-    /// It leads back to this gateway.
+    /// It leads back to this gateway or its machine.
     Loop,
 }
 
-/// An address, and whether it is one of this machine.
+/// An address, and whether it may be one of this machine.
 type Found = (IpAddr, bool);
 
 /// What is known of a name: its addresses, or why there are none.
@@ -110,7 +111,7 @@ impl Resolver {
     /// See [`Unresolved`].
     pub async fn addresses(&self, name: &Arc<str>, port: u16) -> Result<Vec<SocketAddr>, Unresolved> {
         let found = match name.parse() {
-            Ok(ip) => allowed(&self.egress, vec![ip]),
+            Ok(ip) => allowed(&self.egress.addresses, &[ip], ours).0,
             Err(_) => self.known(name).await,
         }?;
         let others = found.iter().filter(|(_, is_ours)| !self.egress.is_own(*is_ours, port));
@@ -144,16 +145,22 @@ impl Resolver {
     }
 }
 
-/// The addresses that may be connected to.
-fn allowed(egress: &Egress, addresses: Vec<IpAddr>) -> Known {
-    let had_some = !addresses.is_empty();
-    let allowed = addresses.into_iter().filter(|&ip| egress.addresses.allows(ip)).take(MAX_ADDRESSES);
-    let found: Vec<Found> = allowed.map(|ip| (ip, is_ours(ip))).collect();
-    match (found.is_empty(), had_some) {
-        (false, _) => Ok(found.into()),
-        (true, true) => Err(Unresolved::Forbidden),
-        (true, false) => Err(Unresolved::NoAddress),
+/// The addresses that may be connected to, and whether that is certain. This machine's own, as `ours` knows them, are none
+/// of them: from here they lead to what is not meant for others. But the operator may name them.
+fn allowed(policy: &AddressPolicy, addresses: &[IpAddr], ours: impl Fn(IpAddr) -> Ours) -> (Known, bool) {
+    let mut why = if addresses.is_empty() { Unresolved::NoAddress } else { Unresolved::Forbidden };
+    let mut is_certain = true;
+    let mut found: Vec<Found> = Vec::new();
+    for &ip in addresses.iter().filter(|&&ip| policy.allows(ip)).take(MAX_ADDRESSES) {
+        let ours = ours(ip);
+        is_certain &= ours != Ours::Unknown;
+        if ours == Ours::No || policy.names(ip) {
+            found.push((ip, ours != Ours::No));
+        } else {
+            why = Unresolved::Loop;
+        }
     }
+    (if found.is_empty() { Err(why) } else { Ok(found.into()) }, is_certain)
 }
 
 /// Answers questions until nobody can ask any more.
@@ -187,7 +194,8 @@ pub async fn answer(mut questions: Questions, lookup: Arc<impl Lookup>, families
     }
 }
 
-/// Asks for `name`. Gives `place` to others after a while, and gives up if there are too many that take as long.
+/// Asks for `name`; for one with a dot as it stands. With a search domain it would be another name, whose owner would
+/// then speak for the host. Gives `place` to others after a while, and gives up if there are too many that take as long.
 async fn query(
     lookup: &impl Lookup,
     name: &str,
@@ -195,7 +203,8 @@ async fn query(
     place: OwnedSemaphorePermit,
     slow_places: &Semaphore,
 ) -> Answer {
-    let mut answer = pin!(lookup.lookup(name, families));
+    let absolute = name.contains('.').then(|| format!("{name}."));
+    let mut answer = pin!(lookup.lookup(absolute.as_deref().unwrap_or(name), families));
     if let Ok(answer) = timeout(PATIENCE, &mut answer).await {
         return answer;
     }
@@ -211,8 +220,8 @@ struct Desk {
     asked: AHashMap<Arc<str>, Asked>,
     /// Names whose query has not begun; each once.
     backlog: VecDeque<Arc<str>>,
-    /// Good answers and until when they may be given again while a name server fails.
-    stale: AHashMap<Arc<str>, (Arc<[Found]>, Instant)>,
+    /// Addresses of good answers, and until when they may be given again while a name server fails.
+    stale: AHashMap<Arc<str>, (Vec<IpAddr>, Instant)>,
 }
 
 #[derive(Default)]
@@ -236,17 +245,17 @@ impl Desk {
             }
             if self.backlog.len() >= MAX_BACKLOG {
                 // Without one its asker hears at once that nobody knows.
-                if let Some(found) = stale {
-                    let _ = reply.send((Ok(found), Instant::now() + NEGATIVE_TTL));
+                if let Some(known) = stale {
+                    let _ = reply.send((known, Instant::now() + NEGATIVE_TTL));
                 }
                 return;
             }
             self.backlog.push_back(Arc::clone(&name));
         }
         let asked = self.asked.entry(name).or_default();
-        if let Some(found) = stale {
+        if let Some(known) = stale {
             asked.is_refresh = true;
-            let _ = reply.send((Ok(found), Instant::now() + NEGATIVE_TTL));
+            let _ = reply.send((known, Instant::now() + NEGATIVE_TTL));
             return;
         }
         if asked.waiting.len() >= MAX_WAITING {
@@ -291,24 +300,29 @@ impl Desk {
 
     fn judge(&mut self, name: &Arc<str>, answer: Answer) -> (Known, Duration) {
         debug!(name = &**name, ?answer, "resolved on demand");
-        let (known, ttl) = match answer {
-            Answer::Addresses(addresses, ttl) => (allowed(&self.egress, addresses), ttl.clamp(MIN_TTL, MAX_TTL)),
-            Answer::Absent => (Err(Unresolved::NoAddress), NEGATIVE_TTL),
-            Answer::Failed => return (self.stale(name).ok_or(Unresolved::NoAddress), NEGATIVE_TTL),
-        };
-        match &known {
-            Ok(found) => {
-                self.keep(name, Arc::clone(found));
-                (known, ttl)
+        match answer {
+            Answer::Addresses(addresses, ttl) => {
+                let (known, is_certain) = allowed(&self.egress.addresses, &addresses, ours);
+                match &known {
+                    Ok(_) => self.keep(name, addresses),
+                    Err(_) if is_certain => _ = self.stale.remove(name),
+                    Err(_) => {}
+                }
+                let is_good = known.is_ok() && is_certain;
+                (known, if is_good { ttl.clamp(MIN_TTL, MAX_TTL) } else { NEGATIVE_TTL })
             }
-            Err(_) => {
+            Answer::Absent => {
                 self.stale.remove(name);
-                (known, NEGATIVE_TTL)
+                (Err(Unresolved::NoAddress), NEGATIVE_TTL)
             }
+            Answer::Failed => (self.stale(name).unwrap_or(Err(Unresolved::NoAddress)), NEGATIVE_TTL),
         }
     }
 
-    fn keep(&mut self, name: &Arc<str>, found: Arc<[Found]>) {
+    fn keep(&mut self, name: &Arc<str>, mut addresses: Vec<IpAddr>) {
+        addresses.retain(|&ip| self.egress.addresses.allows(ip));
+        addresses.truncate(MAX_ADDRESSES);
+        addresses.shrink_to_fit();
         let now = Instant::now();
         if self.stale.len() >= MAX_NAMES {
             self.stale.retain(|_, (_, until)| now < *until);
@@ -316,14 +330,14 @@ impl Desk {
                 self.stale.clear();
             }
         }
-        self.stale.insert(Arc::clone(name), (found, now + MAX_STALE));
+        self.stale.insert(Arc::clone(name), (addresses, now + MAX_STALE));
     }
 
-    /// The last good answer, unless it is too old.
-    fn stale(&mut self, name: &Arc<str>) -> Option<Arc<[Found]>> {
-        let (found, until) = self.stale.get(name)?;
+    /// What follows from the last good answer, unless it is too old.
+    fn stale(&mut self, name: &Arc<str>) -> Option<Known> {
+        let (addresses, until) = self.stale.get(name)?;
         if Instant::now() < *until {
-            return Some(Arc::clone(found));
+            return Some(allowed(&self.egress.addresses, addresses, ours).0);
         }
         self.stale.remove(name);
         None
@@ -343,7 +357,6 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::egress::addresses::AddressPolicy;
 
     /// Answers from a list.
     struct Script(Mutex<VecDeque<Answer>>);
@@ -489,6 +502,41 @@ mod tests {
         pass(NEGATIVE_TTL).await;
         assert_eq!(find(&resolver, "panics.test").await.0, Ok(1));
         assert_eq!(zone.count("panics.test"), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_with_dots_are_asked_for_as_they_stand() {
+        let (zone, resolver) = zone();
+        for name in ["a.example.com", "single"] {
+            assert_eq!(find(&resolver, name).await.0, Ok(1));
+        }
+        assert_eq!(*zone.asked.lock().unwrap(), ["a.example.com.", "single"]);
+    }
+
+    #[test]
+    fn this_machine_is_reached_where_the_operator_says_so() {
+        let ips = [[1, 1, 1, 1], [8, 8, 8, 8], [10, 0, 0, 1]].map(IpAddr::from);
+        let [own, other, private] = ips;
+        let ours = |ip| if ip == own { Ours::Yes } else { Ours::No };
+        let by_default = AddressPolicy::default();
+        let named = AddressPolicy::new(vec!["1.1.1.0/24".parse().unwrap()]);
+        for (policy, addresses, expected) in [
+            (&by_default, &[own, other][..], Ok(vec![(other, false)])),
+            (&by_default, &[own], Err(Unresolved::Loop)),
+            (&by_default, &[private, own], Err(Unresolved::Loop)),
+            (&by_default, &[private], Err(Unresolved::Forbidden)),
+            (&by_default, &[], Err(Unresolved::NoAddress)),
+            (&named, &[own, other], Ok(vec![(own, true), (other, false)])),
+        ] {
+            let (known, is_certain) = allowed(policy, addresses, ours);
+            assert_eq!(known.map(|found| found.to_vec()), expected, "{addresses:?}");
+            assert!(is_certain);
+        }
+        // Nobody knows: as if it were.
+        let (known, is_certain) = allowed(&by_default, &[other], |_| Ours::Unknown);
+        assert_eq!((known, is_certain), (Err(Unresolved::Loop), false));
+        let (known, is_certain) = allowed(&named, &[own], |_| Ours::Unknown);
+        assert_eq!((known.unwrap().to_vec(), is_certain), (vec![(own, true)], false));
     }
 
     #[tokio::test(start_paused = true)]

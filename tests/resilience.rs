@@ -3,6 +3,7 @@
 mod fault;
 mod mirror;
 mod retry;
+mod signs_of_life;
 mod timeout;
 
 /// A route to `service` with these other fields.

@@ -495,6 +495,39 @@ async fn tunnels_stay_with_their_hash() {
     .await;
 }
 
+/// Names that nobody answers are the business of who asks for them.
+#[tokio::test]
+async fn silent_name_servers_hold_up_nobody_else() {
+    let backend = Upstream::ok_on(&["127.0.0.3".parse().unwrap()]).await.remove(0);
+    let port = backend.address().port();
+    let dns = DnsServer::start().await;
+    let dead: Vec<String> = (0..150).map(|number| format!("n{number}.dead.test")).collect();
+    for name in &dead {
+        dns.delay(name, 10 * PATIENCE);
+    }
+    dns.set("good.test", &[backend.address().ip()], 60);
+    let mesh = Mesh::new().servers(PROXY, &[3128]).mesh_config("outboundTrafficPolicy: {mode: ALLOW_ANY}\n");
+    let builder = mesh.builder().argument("--name-server").argument(&dns.address().to_string());
+    let gateway = builder.argument("--egress-allow").argument("127.0.0.0/8").start().await.unwrap();
+    let proxy = gateway.address(3128);
+    let get = async |host: &str| {
+        let mut client = Http1::connect(proxy).await;
+        client.exchange(format!("GET http://{host}:{port}/ HTTP/1.1\r\nhost: {host}:{port}\r\n\r\n")).await
+    };
+    let mut waiting = Vec::new();
+    for host in &dead {
+        let mut client = Http1::connect(proxy).await;
+        client.send(format!("GET http://{host}:{port}/ HTTP/1.1\r\nhost: {host}:{port}\r\n\r\n")).await;
+        waiting.push(client);
+    }
+    let first = &dead[0];
+    eventually("names are asked for", || async { (!dns.queries(first).is_empty()).then_some(()) }).await;
+    assert_eq!(get("good.test").await.status, 200);
+    let answer = waiting.remove(0).response().await;
+    assert_eq!((answer.status, answer.text()), (503, "DNS resolution failure".to_owned()));
+    assert_eq!(get("good.test").await.status, 200);
+}
+
 /// A tunnel ends with either side, and leaves nothing behind.
 #[tokio::test]
 async fn tunnels_end() {

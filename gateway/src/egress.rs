@@ -16,9 +16,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::OnceLock;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use config::snapshot::cluster::DynamicDns;
 
-use crate::request::ConnectionFacts;
+use crate::http::headers::Headers;
+use crate::request::{ConnectionFacts, Protocol};
 use addresses::AddressPolicy;
 use denials::{Denials, Reason};
 use host::{Host, Target};
@@ -32,10 +34,22 @@ pub struct Egress {
     pub denials: Denials,
     /// Unknown hosts of every listener are refused egress, not only those of forward proxies.
     pub is_egress_gateway: bool,
+    /// What this process calls itself in `via`.
+    pseudonym: Pseudonym,
     /// Ports of listeners, in order.
     listener_ports: ArcSwap<Vec<u16>>,
     /// Ports beside them, for as long as the process lives.
     process_ports: OnceLock<Vec<u16>>,
+}
+
+/// Drawn anew by every process, so that it finds its own requests when they come back, and says nothing to others.
+#[derive(Debug)]
+struct Pseudonym(String);
+
+impl Default for Pseudonym {
+    fn default() -> Self {
+        Self(format!("fairlead-{:016x}", rand::random::<u64>()))
+    }
 }
 
 impl Egress {
@@ -56,6 +70,26 @@ impl Egress {
     pub fn set_process_ports(&self, ports: Vec<u16>) {
         // They don't change.
         let _ = self.process_ports.set(ports);
+    }
+
+    /// Writes down in the headers of a request that it has passed here (RFC 9110 §7.6.3): a host may lead back through
+    /// addresses that nobody can know to be ours, a load balancer's.
+    ///
+    /// # Errors
+    /// [`Reason::Loop`]: it has before.
+    pub fn pass(&self, headers: &mut Headers, protocol: Option<Protocol>) -> Result<(), Reason> {
+        let Pseudonym(name) = &self.pseudonym;
+        let has_passed = |line: &Bytes| line.windows(name.len()).any(|part| part == name.as_bytes());
+        if headers.get_all("via").any(has_passed) {
+            return Err(Reason::Loop);
+        }
+        let version = match protocol {
+            Some(Protocol::Http10) => "1.0",
+            Some(Protocol::Http2) => "2.0",
+            Some(Protocol::Http11) | None => "1.1",
+        };
+        headers.push("via", format!("{version} {name}"));
+        Ok(())
     }
 
     /// Whether a connection would come back to this process. `is_ours`: its address may be one of this machine.

@@ -3,8 +3,8 @@
 //! Expected values: RFC 9110 §9.3.6 and RFC 9112 §3.2 for the protocol; where Istio has no forward proxies, the rules that
 //! README states.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -387,6 +387,46 @@ async fn unknown_hosts_on_demand() {
             table.check("answer", &200, &Http1::over(stream).get("any.test", "/").await.status);
         }
     }
+    table.finish();
+}
+
+/// A load balancer in front of the gateway has an address that the gateway doesn't know to be its own.
+#[tokio::test]
+async fn requests_that_come_back_end() {
+    let gateway_address = Arc::new(OnceLock::new());
+    let seen = Arc::clone(&gateway_address);
+    let balancer = Upstream::raw(move |mut stream, _| {
+        let gateway = seen.get().copied();
+        async move {
+            let Ok(mut gateway) = TcpStream::connect(gateway.expect("a gateway that runs")).await else { return };
+            let _ = tokio::io::copy_bidirectional(&mut stream, &mut gateway).await;
+        }
+    })
+    .await;
+    let outside = Upstream::ok_on(&["127.0.0.3".parse().unwrap()]).await.remove(0);
+    let dns = DnsServer::start().await;
+    dns.set("front.test", &[balancer.address().ip()], 60);
+    dns.set("outside.test", &[outside.address().ip()], 60);
+    let mesh = Mesh::new().servers(PROXY, &[3128]).mesh_config("outboundTrafficPolicy: {mode: ALLOW_ANY}\n");
+    let builder = mesh.builder().argument("--name-server").argument(&dns.address().to_string());
+    let gateway = builder.argument("--egress-allow").argument("127.0.0.0/8").start().await.unwrap();
+    gateway_address.set(gateway.address(3128)).unwrap();
+
+    let get = async |host: &str, port: u16, lines: &str| {
+        let request = format!("GET http://{host}:{port}/ HTTP/1.1\r\nhost: {host}:{port}\r\n{lines}\r\n");
+        Http1::connect(gateway.address(3128)).await.exchange(request).await
+    };
+    let mut table = Table::new("loops");
+    table.row("through a load balancer");
+    table.check("status", &403, &get("front.test", balancer.address().port(), "").await.status);
+    table.check("it came back once", &1, &balancer.connections());
+    table.row("other proxies are no loop");
+    let answer = get("outside.test", outside.address().port(), "via: 1.1 fairlead-0123456789abcdef\r\n").await;
+    table.check("status", &200, &answer.status);
+    let request = outside.take().remove(0);
+    let lines: Vec<_> = request.headers.iter().filter(|(name, _)| name == "via").map(|(_, value)| &**value).collect();
+    table.check("lines", &2, &lines.len());
+    table.check("our own", &true, &lines[1].starts_with("1.1 fairlead-"));
     table.finish();
 }
 

@@ -340,6 +340,14 @@ impl Exchange {
         Ok(Some(Address::Host(host, port.unwrap_or(default))))
     }
 
+    /// Writes down that the request passes here, if it goes to a host that the client has chosen; `host` again.
+    pub fn pass(&mut self, host: Option<Address>) -> Result<Option<Address>, Reason> {
+        if let (Some(_), Some(request)) = (&host, &mut self.facts.request) {
+            self.context.worker.gateway.egress.pass(&mut request.headers, self.facts.protocol)?;
+        }
+        Ok(host)
+    }
+
     /// Refuses egress.
     pub async fn deny<S: ClientStream>(&mut self, stream: &mut S, reason: Reason) -> Result<(), Cut> {
         self.note_denial(reason);

@@ -80,7 +80,7 @@ pub(super) async fn forward<S: ClientStream>(
     }
     exchange.facts.attempts = 1;
     let timeouts = prepare(exchange, action, destination);
-    let dynamic = match exchange.dynamic_host(&cluster) {
+    let dynamic = match exchange.dynamic_host(&cluster).and_then(|host| exchange.pass(host)) {
         Ok(dynamic) => dynamic,
         Err(reason) => return exchange.deny(stream, reason).await,
     };

@@ -226,8 +226,12 @@ async fn a_server_moves_to_another_address() {
     assert_eq!(client.get("a.test", "/").await.text(), "v1");
     let mut other = Http1::connect(gateway.address(80)).await;
     gateway.write("config.yaml", &servers("127.0.0.3").yaml()).await;
-    let new = bound(&gateway, 81).await;
-    assert_eq!(new.ip().to_string(), "127.0.0.3");
+    // Listeners follow a moment after the configuration is in force.
+    let new = eventually("port 81 moves", || async {
+        let address = bound(&gateway, 81).await;
+        (address.ip().to_string() == "127.0.0.3").then_some(address)
+    })
+    .await;
     assert_eq!(body(new, "a.test").await, "v1");
     assert!(connect_from(CLIENT, old).await.is_err());
     assert_eq!(client.get("a.test", "/").await.header("connection"), "close");

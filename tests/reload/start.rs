@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{answer, get, stays};
+use crate::harness::eventually;
 use crate::harness::gateway::Gateway;
 use crate::harness::mesh::Mesh;
 use crate::harness::status::Status;
@@ -49,7 +50,7 @@ async fn a_directory_without_resources_is_no_error() {
     let gateway = Gateway::builder().start().await.unwrap_or_else(|failure| panic!("{failure}"));
     assert!(gateway.bound(80).await.is_empty());
     gateway.write("config.yaml", &Mesh::new().yaml()).await;
-    assert_eq!(gateway.bound(80).await.len(), 1);
+    eventually("port 80 is bound", || async { (gateway.bound(80).await.len() == 1).then_some(()) }).await;
 }
 
 #[tokio::test]

@@ -230,6 +230,16 @@ async fn rules_for_one_host() {
         3,
     );
     rows.row("exported alike", vec![exported(2021, "edge, other", 2), exported(2022, "other, edge", 3)], 2);
+    rows.row(
+        "exported further: it is part of the older one, which we don't see",
+        vec![exported(2021, "other", 2), exported(2022, "other, edge", 3)],
+        0,
+    );
+    rows.row(
+        "exported further: it is part of the older one, which counts",
+        vec![rule(2021, "exportTo: [edge]".to_owned()), exported(2022, "other, edge", 3)],
+        3,
+    );
     rows.subset_row(
         "exported otherwise: subsets stay apart",
         v1,

@@ -183,12 +183,22 @@ fn add(
         export_to.push("*".to_owned());
     }
     export_to.sort_unstable();
-    let Some(older) = rules.iter_mut().find(|rule| rule.export_to == export_to && rule.selector == selector) else {
+    export_to.dedup();
+    // Istio puts a rule for all workloads that is exported further into the older one, and forgets about the rest.
+    let is_narrower =
+        |rule: &Rule| selector.is_empty() && rule.export_to.iter().all(|namespace| export_to.contains(namespace));
+    let is_merged = |rule: &&mut Rule| rule.selector == selector && (rule.export_to == export_to || is_narrower(rule));
+    let Some(older) = rules.iter_mut().find(is_merged) else {
         let visibility = visibility(&export_to, &[], object.namespace(), &options.namespace);
         rules.push(Rule { resources: vec![Arc::clone(object.resource)], export_to, selector, visibility });
         return;
     };
     let spec = Field::spec(object.resource);
+    if older.export_to != export_to {
+        let message =
+            "an older DestinationRule for this host is exported to some of these namespaces only, which counts";
+        report.warning(Code::Conflict, spec.name("exportTo"), message);
+    }
     let subsets = spec.name("subsets");
     for (i, subset) in object.spec.subsets.iter().enumerate() {
         if older.subset(&subset.name).is_some() {

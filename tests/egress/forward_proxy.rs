@@ -390,6 +390,27 @@ async fn unknown_hosts_on_demand() {
     table.finish();
 }
 
+/// A policy that can't be enforced lets nothing out, by tunnels neither.
+#[tokio::test]
+async fn policies_fail_closed() {
+    let (web, echo) = (Upstream::ok().await, Upstream::echo().await);
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: policy, namespace: istio-system}\n\
+                  spec: {action: DENY, rules: [{to: [{operation: {hosts: [nobody.test]}}]}]}\n";
+    let mesh = Mesh::new()
+        .servers(PROXY, &[3128])
+        .resource("ServiceEntry", &entry("web.test", 80, "HTTP", &web))
+        .resource("ServiceEntry", &entry("db.test", 5432, "TCP", &echo));
+    let gateway = mesh.start().await;
+    let request = "GET http://web.test/ HTTP/1.1\r\nhost: web.test\r\n\r\n";
+    assert_eq!(Http1::connect(gateway.address(3128)).await.exchange(request).await.status, 200);
+    assert_eq!(status(&ask_for_tunnel(&gateway, "db.test:5432").await.1), 200);
+
+    gateway.write("policy.yaml", policy).await;
+    assert_eq!(Http1::connect(gateway.address(3128)).await.exchange(request).await.status, 503);
+    assert_eq!(status(&ask_for_tunnel(&gateway, "db.test:5432").await.1), 503);
+    assert_eq!((web.connections(), echo.connections()), (1, 1));
+}
+
 /// A load balancer in front of the gateway has an address that the gateway doesn't know to be its own.
 #[tokio::test]
 async fn requests_that_come_back_end() {

@@ -57,6 +57,13 @@ pub struct ConnectionFacts {
 }
 
 impl ConnectionFacts {
+    /// A plaintext connection to port 80 of whose peers nothing is known.
+    #[cfg(test)]
+    pub(crate) fn unknown() -> Self {
+        let (local, remote, direct_remote, tls, server_name) = (None, None, None, None, None);
+        Self { id: 1, begun: Begun::now(), local, remote, direct_remote, port: 80, tls, server_name }
+    }
+
     /// `http`, or `https` where TLS is terminated.
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }

@@ -55,24 +55,6 @@ fn named_on(listener: UnixListener, name: &'static str) -> JoinSet<()> {
     tasks
 }
 
-/// Answers in two pieces, the second one when it is told to.
-async fn in_two_pieces() -> (Upstream, watch::Sender<bool>) {
-    let (go, gone) = watch::channel(false);
-    let upstream = Upstream::raw(move |mut stream, _| {
-        let mut gone = gone.clone();
-        async move {
-            let mut head = [0; 4096];
-            let _ = stream.read(&mut head).await;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nfirst").await;
-            let _ = gone.wait_for(|gone| *gone).await;
-            let _ = stream.write_all(b"after").await;
-            let _ = stream.read(&mut head).await;
-        }
-    })
-    .await;
-    (upstream, go)
-}
-
 fn port(upstream: &Upstream) -> u16 {
     upstream.address().port()
 }
@@ -572,7 +554,7 @@ fn mesh_with(mesh: &Mesh, config: &str) -> String {
 /// §4.8, §6.4: `endpoint-removed-http`, `endpoint-removed-tcp`, `endpoint-none`, `cluster-removed`.
 #[tokio::test]
 async fn removals() {
-    let (slow, go) = in_two_pieces().await;
+    let (slow, go) = Upstream::in_two_pieces().await;
     let (echo, next) = (Upstream::echo().await, named("next").await);
     let (going, gone) = watch::channel(false);
     let held = Upstream::raw(move |stream, _| hold_h2(stream, gone.clone())).await;

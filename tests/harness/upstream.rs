@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::client::{Fields, fields};
@@ -191,6 +191,24 @@ impl Upstream {
         let listeners = eventually("a port that is free on all addresses", || common_port(addresses)).await;
         let serve = |listener| Self::serve_on(listener, serve_ok);
         listeners.into_iter().map(serve).collect()
+    }
+
+    /// Answers `firstafter` in two pieces, the second one when it is told to.
+    pub async fn in_two_pieces() -> (Self, watch::Sender<bool>) {
+        let (go, gone) = watch::channel(false);
+        let upstream = Self::raw(move |mut stream, _| {
+            let mut gone = gone.clone();
+            async move {
+                let mut head = [0; 4096];
+                let _ = stream.read(&mut head).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nfirst").await;
+                let _ = gone.wait_for(|gone| *gone).await;
+                let _ = stream.write_all(b"after").await;
+                let _ = stream.read(&mut head).await;
+            }
+        })
+        .await;
+        (upstream, go)
     }
 
     /// Always the same bytes.

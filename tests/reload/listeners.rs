@@ -6,8 +6,6 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::answer;
 use crate::harness::client::{CLIENT, End, Failure, Http1, connect_from};
 use crate::harness::eventually;
@@ -44,28 +42,9 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// An upstream whose answer to `/long` is sent in two pieces: the second when told.
-async fn in_two_pieces() -> (Upstream, watch::Sender<bool>) {
-    let (go, gone) = watch::channel(false);
-    let upstream = Upstream::raw(move |mut stream, _| {
-        let mut gone = gone.clone();
-        async move {
-            use tokio::io::{AsyncReadExt, AsyncWriteExt};
-            let mut head = [0; 4096];
-            let _ = stream.read(&mut head).await;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nfirst").await;
-            let _ = gone.wait_for(|gone| *gone).await;
-            let _ = stream.write_all(b"after").await;
-            let _ = stream.read(&mut head).await;
-        }
-    })
-    .await;
-    (upstream, go)
-}
-
 #[tokio::test]
 async fn ports_come_and_go_beside_a_long_request() {
-    let (slow, go) = in_two_pieces().await;
+    let (slow, go) = Upstream::in_two_pieces().await;
     let routes = Mesh::new().http("slow.test", &[slow.address()]).route("slow.test", "slow.test");
     // Everything but the Gateway, which is a file of its own here.
     let yaml = routes.yaml();

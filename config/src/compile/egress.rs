@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::MeshSettings;
 use super::protocol::Protocol;
-use super::servers::{ServerKind, Servers};
+use super::servers::Servers;
 use super::services::{Registry, ServicePort};
 use super::virtual_services::{ClusterReference, VirtualServiceRoutes};
 use crate::resource::Spec;
@@ -41,8 +41,7 @@ pub(super) fn gather(
     namespace: &str,
     memo: &mut Option<Arc<Egress>>,
 ) -> Option<Arc<Egress>> {
-    let is_proxy = |kind: &ServerKind| matches!(kind, ServerKind::Http { forward_proxy: true, .. });
-    if !servers.list.iter().any(|server| is_proxy(&server.kind)) {
+    if !servers.list.iter().any(|server| server.is_forward_proxy()) {
         *memo = None;
     } else if !memo.as_ref().is_some_and(|known| {
         Arc::ptr_eq(&known.registry, registry)

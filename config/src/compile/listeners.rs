@@ -175,7 +175,7 @@ impl<'a> PortChains<'a, '_> {
     /// The forward proxy of the port, for the hosts of all servers that are one.
     fn forward_proxy(&self, servers: &[(&Server, &ServerRoutes<'_>)]) -> Option<ForwardProxy> {
         let egress = self.context.egress?;
-        let proxies = servers.iter().map(|(server, _)| *server).filter(|server| is_proxy(server));
+        let proxies = servers.iter().map(|(server, _)| *server).filter(|server| server.is_forward_proxy());
         let mut hosts: Vec<Arc<str>> = Vec::new();
         for host in proxies.flat_map(|server| &server.hosts) {
             let host: Arc<str> = host.name().to_ascii_lowercase().into();
@@ -303,8 +303,8 @@ impl<'a> PortChains<'a, '_> {
     /// Says that clients of a server can use the forward proxy that shares its port.
     fn report_mixed(&mut self, servers: &[(&Server, &ServerRoutes<'_>)]) {
         let servers = || servers.iter().map(|(server, _)| *server);
-        let Some(other) = servers().find(|server| !is_proxy(server)) else { return };
-        for proxy in servers().filter(|server| is_proxy(server)) {
+        let Some(other) = servers().find(|server| !server.is_forward_proxy()) else { return };
+        for proxy in servers().filter(|server| server.is_forward_proxy()) {
             let spec = Field::spec(&proxy.gateway);
             let list = spec.name("servers");
             let server = list.index(proxy.index);
@@ -332,10 +332,6 @@ impl<'a> PortChains<'a, '_> {
         let chain = self.known.same_or_new(self.chains.len(), draft);
         self.chains.push(chain);
     }
-}
-
-fn is_proxy(server: &Server) -> bool {
-    matches!(server.kind, ServerKind::Http { forward_proxy: true, .. })
 }
 
 /// `http.<port>[.<bind>]`.

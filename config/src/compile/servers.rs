@@ -121,6 +121,11 @@ impl PortKind {
 }
 
 impl Server {
+    /// Whether clients may ask for hosts that no route knows (protocol `HTTP_PROXY`).
+    pub(super) fn is_forward_proxy(&self) -> bool {
+        matches!(self.kind, ServerKind::Http { forward_proxy: true, .. })
+    }
+
     /// Domains of virtual hosts that are there for the redirect alone.
     pub(super) fn redirect_domains(&self) -> Vec<Arc<str>> {
         match self.kind {

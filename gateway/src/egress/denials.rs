@@ -262,23 +262,13 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Begun;
 
     fn deny(denials: &Denials, reason: Reason, authority: &str) {
         deny_to(denials, [192, 0, 2, 1].into(), reason, authority);
     }
 
     fn deny_to(denials: &Denials, source: IpAddr, reason: Reason, authority: &str) {
-        let connection = ConnectionFacts {
-            id: 1,
-            begun: Begun::now(),
-            local: None,
-            remote: None,
-            direct_remote: None,
-            port: 80,
-            tls: None,
-            server_name: None,
-        };
+        let connection = ConnectionFacts::unknown();
         let client = Some((source, 4242).into());
         let authority = authority.as_bytes();
         let protocol = Protocol::Http;

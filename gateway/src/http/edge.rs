@@ -178,7 +178,6 @@ pub(super) fn certificate(headers: &mut Headers, mode: ForwardClientCert, elemen
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Begun;
 
     fn headers(lines: &[(&'static str, &'static str)]) -> Headers {
         let mut headers = Headers::default();
@@ -189,16 +188,7 @@ mod tests {
     }
 
     fn connection() -> ConnectionFacts {
-        ConnectionFacts {
-            id: 1,
-            begun: Begun::now(),
-            local: None,
-            remote: Some(SocketAddr::from(([9, 9, 9, 9], 1234))),
-            direct_remote: None,
-            port: 80,
-            tls: None,
-            server_name: None,
-        }
+        ConnectionFacts { remote: Some(SocketAddr::from(([9, 9, 9, 9], 1234))), ..ConnectionFacts::unknown() }
     }
 
     #[test]

@@ -234,19 +234,10 @@ mod tests {
     use config::snapshot::format::Command;
 
     use super::*;
-    use crate::request::{Begun, ConnectionFacts, Protocol};
+    use crate::request::{ConnectionFacts, Protocol};
 
     fn facts() -> Facts {
-        let connection = ConnectionFacts {
-            id: 1,
-            begun: Begun::now(),
-            local: None,
-            remote: None,
-            direct_remote: None,
-            port: 80,
-            tls: None,
-            server_name: None,
-        };
+        let connection = ConnectionFacts::unknown();
         let mut facts = Facts::new(Rc::new(connection), Protocol::Http11);
         facts.status = 200;
         facts

@@ -286,13 +286,14 @@ pub(super) fn log(cluster: &Cluster, endpoint: &Endpoint, detector: Detector, ej
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
     use crate::upstream::endpoint::Address;
 
-    fn settings() -> OutlierDetection {
+    /// Ejects after three errors, all endpoints if it must.
+    pub(in crate::upstream) fn settings() -> OutlierDetection {
         OutlierDetection {
             consecutive_5xx: 3,
             consecutive_gateway_errors: 0,

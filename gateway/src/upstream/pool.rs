@@ -363,26 +363,12 @@ mod tests {
     use config::snapshot::cluster::ServiceIdentity;
 
     use super::*;
-    use crate::request::Begun;
     use crate::tls::credentials::Credentials;
-
-    fn connection() -> ConnectionFacts {
-        ConnectionFacts {
-            id: 1,
-            begun: Begun::now(),
-            local: None,
-            remote: None,
-            direct_remote: None,
-            port: 80,
-            tls: None,
-            server_name: None,
-        }
-    }
 
     /// What requests for any host on port 80 need, by number.
     fn for_any_host(cluster: &Cluster, number: usize) -> Key {
         let name: Arc<str> = format!("n{number}.example.com").into();
-        Key::new(cluster, &Address::Host(name, 80), b"", &connection())
+        Key::new(cluster, &Address::Host(name, 80), b"", &ConnectionFacts::unknown())
     }
 
     #[test]
@@ -397,7 +383,7 @@ mod tests {
         // Names that clients choose share their bounds; endpoints have each their own.
         assert_eq!(key(0).place, key(1).place);
         let at = |port| Address::Ip((Ipv4Addr::LOCALHOST, port).into());
-        let known = |port| Key::new(&cluster, &at(port), b"", &connection());
+        let known = |port| Key::new(&cluster, &at(port), b"", &ConnectionFacts::unknown());
         assert_ne!(known(80).place, known(81).place);
 
         let mut idle = Idle::default();
@@ -410,7 +396,7 @@ mod tests {
         // For its own name and port only, the most recently used first.
         assert_eq!(idle.take(&known(80)), None);
         let elsewhere = Address::Host("n7.example.com".into(), 81);
-        assert_eq!(idle.take(&Key::new(&cluster, &elsewhere, b"", &connection())), None);
+        assert_eq!(idle.take(&Key::new(&cluster, &elsewhere, b"", &ConnectionFacts::unknown())), None);
         assert_eq!([7; 3].map(|number| idle.take(&key(number))), [Some(MAX_IDLE + 1), Some(7), None]);
     }
 }

@@ -76,7 +76,7 @@ mod tests {
     use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, SerialNumber, date_time_ymd};
 
     use super::*;
-    use crate::request::{Begun, ConnectionFacts};
+    use crate::request::ConnectionFacts;
 
     /// A certificate of its own, with its key.
     fn credential() -> Credential {
@@ -100,14 +100,9 @@ mod tests {
 
     fn facts(downstream: Option<TlsFacts>, upstream: Option<TlsFacts>) -> Facts {
         let mut facts = Facts::of_connection(Rc::new(ConnectionFacts {
-            id: 1,
-            begun: Begun::now(),
-            local: None,
-            remote: None,
-            direct_remote: None,
             port: 443,
             tls: downstream.map(Arc::new),
-            server_name: None,
+            ..ConnectionFacts::unknown()
         }));
         facts.upstream_tls = upstream.map(Arc::new);
         facts

@@ -240,20 +240,11 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::request::{Begun, ConnectionFacts, Protocol};
+    use crate::request::{ConnectionFacts, Protocol};
     use crate::response::Flag;
 
     fn facts() -> Facts {
-        let connection = ConnectionFacts {
-            id: 1,
-            begun: Begun::now(),
-            local: None,
-            remote: None,
-            direct_remote: None,
-            port: 80,
-            tls: None,
-            server_name: None,
-        };
+        let connection = ConnectionFacts::unknown();
         let mut facts = Facts::new(Rc::new(connection), Protocol::Http11);
         facts.status = 404;
         facts.flags.set(Flag::NR);

@@ -116,20 +116,11 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::request::{Begun, ConnectionFacts};
+    use crate::request::ConnectionFacts;
     use crate::response::Flag;
 
     fn facts() -> Facts {
-        Facts::of_connection(Rc::new(ConnectionFacts {
-            id: 1,
-            begun: Begun::now(),
-            local: None,
-            remote: None,
-            direct_remote: None,
-            port: 9000,
-            tls: None,
-            server_name: None,
-        }))
+        Facts::of_connection(Rc::new(ConnectionFacts { port: 9000, ..ConnectionFacts::unknown() }))
     }
 
     #[test]

@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use config::snapshot::balancing::OutlierDetection;
 use twox_hash::XxHash64;
 
 use super::*;
@@ -48,20 +47,8 @@ fn shares(balancer: &Balancer, count: usize) -> BTreeMap<u16, usize> {
 }
 
 fn eject(members: &Members, port: u16) {
-    let all = OutlierDetection {
-        consecutive_5xx: 1,
-        consecutive_gateway_errors: 0,
-        split_local_origin: false,
-        consecutive_local_origin_failures: 0,
-        interval: Duration::from_secs(10),
-        base_ejection_time: Duration::from_secs(30),
-        max_ejection_time: Duration::from_secs(300),
-        max_ejection_percent: 100,
-        panic_percent: 0,
-        error_codes: Vec::new(),
-    };
     let found = members.list.iter().find(|member| super::tests::port(&member.endpoint) == port);
-    assert!(found.is_some_and(|member| outlier::eject(&member.endpoint, &members.list, &all)));
+    assert!(found.is_some_and(|member| outlier::eject(&member.endpoint, &members.list, &outlier::tests::settings())));
 }
 
 const EQUAL: [(u16, u32, u32, u32); 4] = [(1, 1, 0, 0), (2, 1, 0, 0), (3, 1, 0, 0), (4, 1, 0, 0)];

@@ -53,18 +53,7 @@ fn picks(cluster: &Cluster, count: usize) -> Vec<u16> {
 }
 
 fn outliers() -> Option<Arc<OutlierDetection>> {
-    Some(Arc::new(OutlierDetection {
-        consecutive_5xx: 1,
-        consecutive_gateway_errors: 0,
-        split_local_origin: false,
-        consecutive_local_origin_failures: 5,
-        interval: Duration::from_secs(10),
-        base_ejection_time: Duration::from_secs(30),
-        max_ejection_time: Duration::from_secs(300),
-        max_ejection_percent: 100,
-        panic_percent: 0,
-        error_codes: Vec::new(),
-    }))
+    Some(Arc::new(OutlierDetection { consecutive_5xx: 1, ..outlier::tests::settings() }))
 }
 
 #[test]
